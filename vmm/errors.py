@@ -1,0 +1,74 @@
+"""Every error pyvmm raises, sorted by whose fault it is.
+
+==============  =============================  ==========================================
+class           whose fault                    what happens
+==============  =============================  ==========================================
+`ConfigError`   the user's                     exit code 2, before anything is opened
+`HostError`     the host's (kernel, files)     exit code 125, the message says the fix
+`GuestFault`    the guest's, one device's      contained: the device asks for reset
+`GuestCrash`    the guest's, the whole VM's    the VM stops, exit code 121 with a report
+==============  =============================  ==========================================
+
+Anything else that is raised is a bug of pyvmm and stops it loudly.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class VmmError(Exception):
+    """Base of all errors that pyvmm raises on purpose."""
+
+
+class ConfigError(VmmError):
+    """What the user asked for cannot be: *what* is wrong, *where* (option, path), and how to *fix* it."""
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(_message(what, where, fix))
+
+
+class HostError(VmmError):
+    """The host cannot do what is needed; `fix` is what the user can do about it."""
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(_message(what, where, fix))
+
+
+class KvmError(HostError):
+    """The ioctl *op* (its kernel name) failed with *errno*."""
+
+    def __init__(self, op: str, errno: int, *, fix: str = "") -> None:
+        self.op, self.errno = op, errno
+        super().__init__(f"{op} failed: {os.strerror(errno)} (errno {errno})", where="/dev/kvm", fix=fix)
+
+
+class BackendError(HostError):
+    """A host resource behind a device (disk image, tap, terminal) failed."""
+
+
+class GuestFault(VmmError):
+    """The guest broke a device's rules; the device is stopped until the guest resets it."""
+
+
+class GuestMemoryError(GuestFault):
+    """The *size* bytes at guest-physical *gpa* are not (all) guest RAM."""
+
+    def __init__(self, gpa: int, size: int) -> None:
+        self.gpa, self.size = gpa, size
+        super().__init__(f"no guest RAM at {gpa:#x}+{size:#x}")
+
+
+class GuestCrash(VmmError):
+    """The guest can run no further. *report* holds the registers and the instruction, ready to print."""
+
+    def __init__(self, reason: str, report: str = "") -> None:
+        self.reason, self.report = reason, report
+        super().__init__(reason)
+
+
+def _message(what: str, where: str, fix: str) -> str:
+    text = f"{where}: {what}" if where else what
+    return f"{text}\n  {fix}" if fix else text

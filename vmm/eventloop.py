@@ -1,0 +1,102 @@
+"""The io thread: one epoll loop for the devices that Python serves, for stdin, and for timers."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+
+Callback = Callable[[], None]
+
+
+class EventLoop:
+    """Runs callbacks in the thread that calls `run`, each under the lock it was registered with.
+
+    Callbacks are short and never block. `watch`, `unwatch` and `call_soon` may be called from any thread;
+    `call_later` too. A callback's exception ends `run`: whoever runs the loop decides what it means.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._watched: dict[int, tuple[Callback, threading.Lock | None]] = {}
+        self._soon: deque[Callback] = deque()
+        self._timers: list[tuple[float, int, Callback]] = []
+        self._timer_lock = threading.Lock()
+        self._order = count()
+        self._stopping = False
+
+    def watch(self, fd: int, callback: Callback, lock: threading.Lock | None = None) -> None:
+        """Call *callback* (holding *lock*) whenever *fd* is readable; level-triggered."""
+        self._watched[fd] = (callback, lock)
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching *fd*; nothing happens if it is not watched."""
+        if self._watched.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_soon(self, callback: Callback) -> None:
+        """Run *callback* on the loop's next turn."""
+        self._soon.append(callback)
+        os.eventfd_write(self._wake, 1)
+
+    def call_later(self, delay_s: float, callback: Callback) -> None:
+        """Run *callback* once, *delay_s* seconds from now."""
+        with self._timer_lock:
+            heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._order), callback))
+        os.eventfd_write(self._wake, 1)
+
+    def stop(self) -> None:
+        """Make `run` return after the callback it is in."""
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        while not self._stopping:
+            for fd, _ in self._epoll.poll(self._timeout_s()):
+                self._serve(fd)
+            self._run_timers()
+
+    def close(self) -> None:
+        """Free the loop's own descriptors; the watched ones are their owners'."""
+        self._epoll.close()
+        os.close(self._wake)
+
+    def _serve(self, fd: int) -> None:
+        if fd == self._wake:
+            os.eventfd_read(fd)
+            for _ in range(len(self._soon)):
+                self._soon.popleft()()
+            return
+        # An earlier callback of this round may have unwatched the fd: then its event is stale.
+        callback, lock = self._watched.get(fd, (None, None))
+        if callback is None:
+            return
+        if lock is None:
+            callback()
+        else:
+            with lock:
+                callback()
+
+    def _timeout_s(self) -> float | None:
+        with self._timer_lock:
+            if not self._timers:
+                return None
+            return max(0.0, self._timers[0][0] - time.monotonic())
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while True:
+            with self._timer_lock:
+                if not self._timers or self._timers[0][0] > now:
+                    return
+                callback = heapq.heappop(self._timers)[2]
+            callback()

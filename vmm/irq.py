@@ -1,0 +1,30 @@
+"""How a device raises an interrupt without knowing of KVM."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+
+class IrqLine(Protocol):
+    """One edge-triggered interrupt input of the machine."""
+
+    def pulse(self) -> None:
+        """Raise the interrupt once. Any thread; never blocks."""
+
+
+class EventFdIrqLine:
+    """An interrupt line whose pulses are writes to an eventfd (an irqfd, once the machine has registered it)."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def pulse(self) -> None:
+        """Raise the interrupt once (KVM api.rst 4.75, KVM_IRQFD)."""
+        os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        """Close the eventfd."""
+        os.close(self.fd)

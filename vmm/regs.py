@@ -1,0 +1,90 @@
+"""Registers declared once, datasheet-like: offset, name, width, and what reading and writing them does.
+
+    class Chip(RegisterBlock):
+        @register(0x070, "Status")
+        def status(self) -> int:
+            return self._status
+
+        @status.writer
+        def _write_status(self, value: int) -> None:
+            self._status = value
+
+An access of another width, or to an offset without a register, reads all ones and writes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+Reader = Callable[[Any], int]
+Writer = Callable[[Any, int], None]
+
+
+class Register:
+    """One register: *width* in bytes, and its reader and writer (either may be missing)."""
+
+    __slots__ = ("name", "offset", "read", "width", "write")
+
+    def __init__(self, offset: int, name: str, width: int, read: Reader | None) -> None:
+        self.offset, self.name, self.width = offset, name, width
+        self.read = read
+        self.write: Writer | None = None
+
+    def writer(self, function: Writer) -> Writer:
+        """Declare *function* as what writing this register does."""
+        self.write = function
+        return function
+
+
+def register(offset: int, name: str, width: int = 4) -> Callable[[Reader], Register]:
+    """Declare the decorated method as the reader of the register *name* at *offset*."""
+
+    def declare(function: Reader) -> Register:
+        return Register(offset, name, width, function)
+
+    return declare
+
+
+def write_only(offset: int, name: str, width: int = 4) -> Callable[[Writer], Register]:
+    """Declare the decorated method as the writer of a register that reads as all ones."""
+
+    def declare(function: Writer) -> Register:
+        declared = Register(offset, name, width, None)
+        declared.write = function
+        return declared
+
+    return declare
+
+
+class RegisterBlock:
+    """A bus device made of declared registers. Single-threaded: its callers hold `lock`."""
+
+    name = "device"
+    registers: ClassVar[dict[int, Register]] = {}
+
+    def __init_subclass__(cls) -> None:
+        own = {r.offset: r for r in vars(cls).values() if isinstance(r, Register)}
+        cls.registers = {**cls.registers, **own}
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def read(self, offset: int, size: int) -> int:
+        """The value of the register at *offset*, or all ones of *size* bytes."""
+        declared = self.registers.get(offset)
+        if declared is None or declared.width != size or declared.read is None:
+            return (1 << 8 * size) - 1
+        return declared.read(self)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write *value* to the register at *offset*; ignored where there is none of this width."""
+        declared = self.registers.get(offset)
+        if declared is not None and declared.width == size and declared.write is not None:
+            declared.write(self, value)
+
+    def register_name(self, offset: int) -> str:
+        """The declared name of the register at *offset*, for the trace."""
+        declared = self.registers.get(offset)
+        return declared.name if declared else f"+{offset:#x}"
