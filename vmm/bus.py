@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
 from bisect import bisect_right
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vmm.trace import Tally, Trace
+
+if TYPE_CHECKING:
+    import threading
 
 
 class Device(Protocol):
@@ -47,7 +50,7 @@ class Bus:
         if size <= 0:
             raise ValueError(f"{self.name}: {device.name} at {base:#x} has no size")
         entries = sorted([*self._table[1], (base, base + size, device)], key=lambda entry: entry[0])
-        for (_, end, left), (start, _, right) in zip(entries, entries[1:], strict=False):
+        for (_, end, left), (start, _, right) in itertools.pairwise(entries):
             if start < end:
                 raise ValueError(f"{self.name}: {left.name} and {right.name} overlap at {start:#x}")
         self._table = ([entry[0] for entry in entries], entries)

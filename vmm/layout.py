@@ -1,25 +1,25 @@
 """The guest-physical map of the machine, and its ports and interrupts.
 
-    0x0_0000_0000  +--------------------------------------------+
-                   | RAM   0x0000_0500  GDT                      |
-                   |       0x0000_6000  PVH start info, memmap   |
-                   |       0x0000_7000  zero page (boot_params)  |
-                   |       0x0000_9000  boot page tables         |
-                   |       0x0002_0000  command line             |
-    0x0_0009_fc00  +--------------------------------------------+
-                   | hole (EBDA, VGA, option ROMs)               |
-    0x0_000e_0000  +--------------------------------------------+
-                   | ACPI tables, RSDP first                     |
-    0x0_0010_0000  +--------------------------------------------+
-                   | RAM: kernel, then initrd at the top         |
-    0x0_c000_0000  +--------------------------------------------+  end of low RAM at the latest
-                   | 0xd000_0000  virtio-mmio, one page each     |
-                   | 0xfec0_0000  IO-APIC                        |
-                   | 0xfee0_0000  local APICs                    |
-                   | 0xfffb_c000  KVM's identity map and TSS     |
-    0x1_0000_0000  +--------------------------------------------+
-                   | RAM: what did not fit below the hole        |
-                   +--------------------------------------------+
+0x0_0000_0000  +--------------------------------------------+
+               | RAM   0x0000_0500  GDT                      |
+               |       0x0000_6000  PVH start info, memmap   |
+               |       0x0000_7000  zero page (boot_params)  |
+               |       0x0000_9000  boot page tables         |
+               |       0x0002_0000  command line             |
+0x0_0009_fc00  +--------------------------------------------+
+               | hole (EBDA, VGA, option ROMs)               |
+0x0_000e_0000  +--------------------------------------------+
+               | ACPI tables, RSDP first                     |
+0x0_0010_0000  +--------------------------------------------+
+               | RAM: kernel, then initrd at the top         |
+0x0_c000_0000  +--------------------------------------------+  end of low RAM at the latest
+               | 0xd000_0000  virtio-mmio, one page each     |
+               | 0xfec0_0000  IO-APIC                        |
+               | 0xfee0_0000  local APICs                    |
+               | 0xfffb_c000  KVM's identity map and TSS     |
+0x1_0000_0000  +--------------------------------------------+
+               | RAM: what did not fit below the hole        |
+               +--------------------------------------------+
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class GuestMemory:
         self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, memory_bytes)
-            self._map = mmap.mmap(self.fd, memory_bytes, mmap.MAP_SHARED | mmap.MAP_NORESERVE)
+            self._map = mmap.mmap(self.fd, memory_bytes)
         except OSError as error:
             os.close(self.fd)
             raise HostError(
