@@ -1,0 +1,65 @@
+"""What the guest's CPUID says: the host's table, told of this machine's processors."""
+
+from __future__ import annotations
+
+from vmm.kvm import abi
+
+#: Bits of leaf 0x4000_0001 by which KVM offers hypercalls to Linux (Documentation/virt/kvm/x86/cpuid.rst).
+KVM_FEATURE_MMU_OP = 1 << 2
+KVM_FEATURE_PV_UNHALT = 1 << 7
+KVM_FEATURE_PV_SEND_IPI = 1 << 11
+KVM_FEATURE_PV_SCHED_YIELD = 1 << 13
+HYPERCALLING = KVM_FEATURE_MMU_OP | KVM_FEATURE_PV_UNHALT | KVM_FEATURE_PV_SEND_IPI | KVM_FEATURE_PV_SCHED_YIELD
+
+_LEAF1_ECX_X2APIC = 1 << 21
+_LEAF1_ECX_CX16 = 1 << 13
+_LEAF1_ECX_TSC_DEADLINE = 1 << 24
+_LEAF1_ECX_HYPERVISOR = 1 << 31
+_LEAF1_EDX_HTT = 1 << 28
+
+
+def set_topology(table: abi.kvm_cpuid2, index: int, cpus: int, *, tsc_deadline: bool) -> None:
+    """Make *table* (from `KVM_GET_SUPPORTED_CPUID`) that of processor *index* of *cpus* single-threaded cores.
+
+    Intel SDM 2A CPUID leaves 1, 4, 0xB, 0x1F; AMD APM 3 leaves 8000_0008, 8000_001E.
+    """
+    bits = (cpus - 1).bit_length()
+    for entry in table.entries[: table.nent]:
+        match entry.function:
+            case 1:
+                entry.ebx = entry.ebx & 0x0000_FFFF | min(cpus, 255) << 16 | index << 24
+                entry.ecx |= _LEAF1_ECX_HYPERVISOR | (_LEAF1_ECX_TSC_DEADLINE if tsc_deadline else 0)
+                entry.edx = entry.edx | _LEAF1_EDX_HTT if cpus > 1 else entry.edx & ~_LEAF1_EDX_HTT
+            case 4:
+                level = entry.eax >> 5 & 7
+                sharing = (1 << bits) - 1 if level >= 3 else 0
+                entry.eax = entry.eax & ~0xFFFF_C000 | ((1 << bits) - 1) << 26 | sharing << 14
+            case 0xB | 0x1F:
+                entry.edx = index
+                if entry.index == 0:  # threads of a core
+                    entry.eax, entry.ebx, entry.ecx = 0, 1, 0x100
+                elif entry.index == 1:  # cores of the package
+                    entry.eax, entry.ebx, entry.ecx = bits, cpus, 0x201
+                else:
+                    entry.eax, entry.ebx, entry.ecx = 0, 0, entry.index
+            case 0x8000_0008:
+                entry.ecx = entry.ecx & ~0xF0FF | bits << 12 | cpus - 1
+            case 0x8000_001E:
+                entry.eax, entry.ebx, entry.ecx = index, index, 0
+
+
+def hide(table: abi.kvm_cpuid2, function: int, register: str, bits: int) -> None:
+    """Clear *bits* of *register* ("eax" … "edx") in every entry of leaf *function*."""
+    for entry in table.entries[: table.nent]:
+        if entry.function == function:
+            setattr(entry, register, getattr(entry, register) & ~bits)
+
+
+def hide_hypercalls(table: abi.kvm_cpuid2) -> None:
+    """Offer no hypercall: on software KVM `vmcall` in ring 0 never completes."""
+    hide(table, 0x4000_0001, "eax", HYPERCALLING)
+
+
+def hide_cx16(table: abi.kvm_cpuid2) -> None:
+    """Offer no CMPXCHG16B."""
+    hide(table, 1, "ecx", _LEAF1_ECX_CX16)

@@ -1,0 +1,31 @@
+"""The one gate to `ioctl`.
+
+`fcntl.ioctl` will not do: its argument is a signed C int, and from CPython 3.14 on it retries EINTR by itself, which
+would swallow the kick of a vCPU. ctypes drops the GIL for the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from vmm.errors import KvmError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+#: `ioctl(fd, request, argument)` -> result, or -1 with `ctypes.get_errno()`.
+raw_ioctl = _libc.ioctl
+raw_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+raw_ioctl.restype = ctypes.c_int
+
+
+def ioctl(op: str, fd: int, request: int, argument: Any = 0, *, fix: str = "") -> int:
+    """`ioctl` *request* on *fd*; *argument* is an integer or a ctypes object (passed by reference).
+
+    Raises:
+        KvmError: named by *op*, the request's kernel name.
+    """
+    pointer = argument if isinstance(argument, int) else ctypes.byref(argument)
+    result: int = raw_ioctl(fd, request, pointer)
+    if result < 0:
+        raise KvmError(op, ctypes.get_errno(), fix=fix)
+    return result

@@ -1,0 +1,228 @@
+"""A vCPU: running it, kicking it, and its registers."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import signal
+import struct
+from collections.abc import Iterable
+
+from vmm.errors import KvmError
+from vmm.kvm import abi, exits
+from vmm.kvm.ioctl import ioctl, raw_ioctl
+
+#: The signal that gets a vCPU out of the guest. Blocked in the vCPU's thread, let through by KVM_RUN alone.
+KICK_SIGNAL = signal.SIGRTMIN
+
+_KICK_SET = frozenset((KICK_SIGNAL,))
+_U32 = struct.Struct("<I")
+_IO = struct.Struct("<BBHIQ")  # direction, size, port, count, data_offset
+_MMIO = struct.Struct("<Q8sIB")  # phys_addr, data, len, is_write
+_INTERNAL = struct.Struct("<II")  # suberror, ndata
+_INSTRUCTION = struct.Struct("<QB15s")  # flags, insn_size, insn_bytes
+_MSR = struct.Struct("<B7xIIQ")  # error, reason, index, data
+_DEBUG = struct.Struct("<IIQQQ")  # exception, pad, pc, dr6, dr7
+_FORMATS = {1: "<B", 2: "<H", 4: "<I"}
+
+
+class Vcpu:
+    """An open vCPU file descriptor and its shared `kvm_run` area.
+
+    All methods but `kick` belong to the vCPU's own thread once it runs. `regs` and `sregs` are windows into `kvm_run`
+    (KVM api.rst, KVM_CAP_SYNC_REGS): current after a `run` for which `synchronize` asked for them, and taken back by
+    the next `run` if `mark_dirty` said so.
+    """
+
+    def __init__(self, fd: int, index: int, mmap_bytes: int) -> None:
+        self.fd, self.index = fd, index
+        self._run = mmap.mmap(fd, mmap_bytes)
+        self._view = memoryview(self._run)
+        self._words = self._view.cast("Q")
+        #: General registers, RIP and RFLAGS, indexed by `abi.RAX` … `abi.RFLAGS`.
+        self.regs = self._words[abi.RUN_SYNC_REGS // 8 : abi.RUN_SYNC_REGS // 8 + 18]
+        self._sync = abi.kvm_sync_regs.from_buffer(self._run, abi.RUN_SYNC_REGS)
+        self.sregs = self._sync.sregs
+        self.events = self._sync.events
+        self._thread: int | None = None
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def bind_to_thread(self) -> None:
+        """Make the calling thread this vCPU's: from here on `kick` reaches it, and only inside `KVM_RUN`."""
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _KICK_SET)
+        sigset = sum(1 << number - 1 for number in blocked if number != KICK_SIGNAL)
+        ioctl("KVM_SET_SIGNAL_MASK", self.fd, abi.KVM_SET_SIGNAL_MASK, abi.kvm_signal_mask(len=8, sigset=sigset))
+        import threading
+
+        self._thread = threading.get_ident()
+
+    def kick(self) -> None:
+        """Get the vCPU out of the guest soon, whatever it does; any thread, before or during `run`."""
+        self._view[abi.RUN_IMMEDIATE_EXIT] = 1
+        if self._thread is not None:
+            signal.pthread_kill(self._thread, KICK_SIGNAL)
+
+    def run(self) -> exits.VcpuExit:
+        """Run the guest until it needs something.
+
+        Raises:
+            KvmError: `KVM_RUN` itself failed.
+        """
+        if raw_ioctl(self.fd, abi.KVM_RUN, 0) < 0:
+            return self._interrupted(ctypes.get_errno())
+        reason = _U32.unpack_from(self._view, abi.RUN_EXIT_REASON)[0]
+        if reason == abi.KVM_EXIT_IO:
+            return self._port_exit()
+        if reason == abi.KVM_EXIT_MMIO:
+            gpa, data, size, is_write = _MMIO.unpack_from(self._view, abi.RUN_EXIT)
+            if is_write:
+                return exits.MmioWrite(gpa, size, int.from_bytes(data[:size], "little"))
+            return exits.MmioRead(gpa, size)
+        return self._rare_exit(reason)
+
+    def _interrupted(self, error: int) -> exits.VcpuExit:
+        # EAGAIN: an application processor before its SIPI. EINTR: a kick, whose signal is still pending here because
+        # only KVM_RUN's own mask let it through; take it, or every later KVM_RUN would return at once.
+        if error == errno.EINTR:
+            self._view[abi.RUN_IMMEDIATE_EXIT] = 0
+            signal.sigtimedwait(_KICK_SET, 0)
+        elif error != errno.EAGAIN:
+            raise KvmError("KVM_RUN", error)
+        return exits.INTERRUPTED
+
+    def _port_exit(self) -> exits.VcpuExit:
+        direction, size, port, count, offset = _IO.unpack_from(self._view, abi.RUN_EXIT)
+        if direction == abi.KVM_EXIT_IO_OUT:
+            return exits.PortWrite(port, size, self._run[offset : offset + size * count])
+        return exits.PortRead(port, size, count)
+
+    def _rare_exit(self, reason: int) -> exits.VcpuExit:
+        if reason == abi.KVM_EXIT_INTERNAL_ERROR:
+            return self._internal_error()
+        if reason == abi.KVM_EXIT_DEBUG:
+            _, _, pc, dr6, _ = _DEBUG.unpack_from(self._view, abi.RUN_EXIT)
+            return exits.DebugTrap(pc, dr6)
+        if reason == abi.KVM_EXIT_X86_WRMSR:
+            _, _, index, value = _MSR.unpack_from(self._view, abi.RUN_EXIT)
+            return exits.MsrWrite(index, value)
+        if reason == abi.KVM_EXIT_SHUTDOWN:
+            return exits.SHUTDOWN
+        if reason == abi.KVM_EXIT_HLT:
+            return exits.HALTED
+        if reason in (abi.KVM_EXIT_INTR, abi.KVM_EXIT_IRQ_WINDOW_OPEN):
+            return exits.INTERRUPTED
+        if reason == abi.KVM_EXIT_FAIL_ENTRY:
+            (code,) = struct.unpack_from("<Q", self._view, abi.RUN_EXIT)
+            return exits.InternalError(f"the processor refused to enter the guest (KVM_EXIT_FAIL_ENTRY, {code:#x})")
+        return exits.InternalError(f"KVM exit {reason} that pyvmm did not ask for")
+
+    def _internal_error(self) -> exits.VcpuExit:
+        suberror, words = _INTERNAL.unpack_from(self._view, abi.RUN_EXIT)
+        if suberror != abi.KVM_INTERNAL_ERROR_EMULATION:
+            return exits.InternalError(f"KVM internal error, suberror {suberror}")
+        flags, size, code = _INSTRUCTION.unpack_from(self._view, abi.RUN_EXIT + 8)
+        has_code = words >= 3 and flags & abi.KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES
+        return exits.EmulationFailure(code[: min(size, 15)] if has_code else b"")
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def reply_port(self, values: Iterable[int]) -> None:
+        """Answer a `PortRead` with its `count` values."""
+        _, size, _, _, offset = _IO.unpack_from(self._view, abi.RUN_EXIT)
+        for value in values:
+            struct.pack_into(_FORMATS[size], self._view, offset, value)
+            offset += size
+
+    def reply_mmio(self, value: int) -> None:
+        """Answer a `MmioRead`."""
+        struct.pack_into("<Q", self._view, abi.RUN_EXIT + 8, value)
+
+    def reply_msr(self, *, error: bool) -> None:
+        """Answer a `MsrWrite`: done, or with #GP."""
+        self._view[abi.RUN_EXIT] = error
+
+    # -- registers ---------------------------------------------------------------------------------------------------
+
+    def synchronize(self, sets: int) -> None:
+        """From the next `run` on, bring *sets* (`KVM_SYNC_X86_*`) along with every exit."""
+        self._words[abi.RUN_VALID_REGS // 8] = sets
+
+    def mark_dirty(self, sets: int) -> None:
+        """Let the next `run` load *sets* from `regs`, `sregs`, `events` first."""
+        self._words[abi.RUN_DIRTY_REGS // 8] |= sets
+
+    def fetch_registers(self) -> None:
+        """Make `regs`, `sregs` and `events` current by ioctls: for reports, at any time in the vCPU's own thread."""
+        ioctl("KVM_GET_REGS", self.fd, abi.KVM_GET_REGS, self._sync.regs)
+        ioctl("KVM_GET_SREGS", self.fd, abi.KVM_GET_SREGS, self._sync.sregs)
+        ioctl("KVM_GET_VCPU_EVENTS", self.fd, abi.KVM_GET_VCPU_EVENTS, self._sync.events)
+
+    def store_registers(self) -> None:
+        """Load `regs` and `sregs` into the vCPU now."""
+        ioctl("KVM_SET_SREGS", self.fd, abi.KVM_SET_SREGS, self._sync.sregs)
+        ioctl("KVM_SET_REGS", self.fd, abi.KVM_SET_REGS, self._sync.regs)
+
+    def set_cpuid(self, table: abi.kvm_cpuid2) -> None:
+        """What the guest's CPUID says (KVM api.rst 4.61)."""
+        ioctl("KVM_SET_CPUID2", self.fd, abi.KVM_SET_CPUID2, table)
+
+    def get_msrs(self, indices: Iterable[int]) -> list[int]:
+        """The values of the MSRs *indices*, at most `abi.MSRS_PER_CALL`.
+
+        Raises:
+            KvmError: KVM does not know one of them.
+        """
+        request = abi.kvm_msrs()
+        for entry, index in zip(request.entries, indices, strict=False):
+            entry.index = index
+            request.nmsrs += 1
+        if ioctl("KVM_GET_MSRS", self.fd, abi.KVM_GET_MSRS, request) != request.nmsrs:
+            raise KvmError("KVM_GET_MSRS", errno.EINVAL)
+        return [int(entry.data) for entry in request.entries[: request.nmsrs]]
+
+    def set_msrs(self, values: dict[int, int]) -> bool:
+        """Set MSRs past any filter, at most `abi.MSRS_PER_CALL`; whether KVM took them all."""
+        request = abi.kvm_msrs(nmsrs=len(values))
+        for entry, (index, value) in zip(request.entries, values.items(), strict=False):
+            entry.index, entry.data = index, value
+        return ioctl("KVM_SET_MSRS", self.fd, abi.KVM_SET_MSRS, request) == len(values)
+
+    def get_fpu(self) -> abi.kvm_fpu:
+        """x87 and SSE state."""
+        fpu = abi.kvm_fpu()
+        ioctl("KVM_GET_FPU", self.fd, abi.KVM_GET_FPU, fpu)
+        return fpu
+
+    def set_fpu(self, fpu: abi.kvm_fpu) -> None:
+        """Load x87 and SSE state."""
+        ioctl("KVM_SET_FPU", self.fd, abi.KVM_SET_FPU, fpu)
+
+    def get_mp_state(self) -> int:
+        """`KVM_MP_STATE_*`: whether the vCPU runs, halts, or waits for its SIPI."""
+        state = ctypes.c_uint32()
+        ioctl("KVM_GET_MP_STATE", self.fd, abi.KVM_GET_MP_STATE, state)
+        return int(state.value)
+
+    def set_mp_state(self, state: int) -> None:
+        """Set `KVM_MP_STATE_*`."""
+        ioctl("KVM_SET_MP_STATE", self.fd, abi.KVM_SET_MP_STATE, ctypes.c_uint32(state))
+
+    def debug(self, control: int, breakpoint_address: int | None = None) -> None:
+        """`KVM_SET_GUEST_DEBUG` with *control* flags and perhaps one execution breakpoint (in DR0)."""
+        request = abi.kvm_guest_debug(control=control)
+        if breakpoint_address is not None:
+            request.debugreg[0] = breakpoint_address
+            request.debugreg[7] = 0x402  # G0: globally enabled, execute, length 1; bit 10 is always set
+        ioctl("KVM_SET_GUEST_DEBUG", self.fd, abi.KVM_SET_GUEST_DEBUG, request)
+
+    def close(self) -> None:
+        """Unmap `kvm_run` and drop the vCPU; not while its thread runs."""
+        del self.sregs, self.events, self._sync
+        self.regs.release()
+        self._words.release()
+        self._view.release()
+        self._run.close()
+        os.close(self.fd)
