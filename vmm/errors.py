@@ -71,4 +71,4 @@ class GuestCrash(VmmError):
 
 def _message(what: str, where: str, fix: str) -> str:
     text = f"{where}: {what}" if where else what
-    return f"{text}\n  {fix}" if fix else text
+    return "\n  ".join([text, *fix.splitlines()])

@@ -17,8 +17,8 @@ Callback = Callable[[], None]
 class EventLoop:
     """Runs callbacks in the thread that calls `run`, each under the lock it was registered with.
 
-    Callbacks are short and never block. `watch`, `unwatch` and `call_soon` may be called from any thread;
-    `call_later` too. A callback's exception ends `run`: whoever runs the loop decides what it means.
+    Callbacks are short and never block. `watch`, `unwatch`, `call_soon` and `call_later` may be called from any
+    thread. A callback's exception ends `run`: whoever runs the loop decides what it means.
     """
 
     def __init__(self) -> None:
@@ -26,31 +26,35 @@ class EventLoop:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._watched: dict[int, tuple[Callback, threading.Lock | None]] = {}
-        self._soon: deque[Callback] = deque()
-        self._timers: list[tuple[float, int, Callback]] = []
+        self._soon: deque[tuple[Callback, threading.Lock | None]] = deque()
+        self._timers: list[tuple[float, int, Callback, threading.Lock | None]] = []
         self._timer_lock = threading.Lock()
         self._order = count()
         self._stopping = False
 
     def watch(self, fd: int, callback: Callback, lock: threading.Lock | None = None) -> None:
-        """Call *callback* (holding *lock*) whenever *fd* is readable; level-triggered."""
-        self._watched[fd] = (callback, lock)
+        """Call *callback* (holding *lock*) whenever *fd* is readable; level-triggered.
+
+        Raises:
+            PermissionError: *fd* cannot be waited for, being always ready (a regular file, `/dev/null`).
+        """
         self._epoll.register(fd, select.EPOLLIN)
+        self._watched[fd] = (callback, lock)
 
     def unwatch(self, fd: int) -> None:
         """Stop watching *fd*; nothing happens if it is not watched."""
         if self._watched.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def call_soon(self, callback: Callback) -> None:
-        """Run *callback* on the loop's next turn."""
-        self._soon.append(callback)
+    def call_soon(self, callback: Callback, lock: threading.Lock | None = None) -> None:
+        """Run *callback* (holding *lock*) on the loop's next turn."""
+        self._soon.append((callback, lock))
         os.eventfd_write(self._wake, 1)
 
-    def call_later(self, delay_s: float, callback: Callback) -> None:
-        """Run *callback* once, *delay_s* seconds from now."""
+    def call_later(self, delay_s: float, callback: Callback, lock: threading.Lock | None = None) -> None:
+        """Run *callback* (holding *lock*) once, *delay_s* seconds from now."""
         with self._timer_lock:
-            heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._order), callback))
+            heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._order), callback, lock))
         os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
@@ -74,17 +78,12 @@ class EventLoop:
         if fd == self._wake:
             os.eventfd_read(fd)
             for _ in range(len(self._soon)):
-                self._soon.popleft()()
+                _call(*self._soon.popleft())
             return
         # An earlier callback of this round may have unwatched the fd: then its event is stale.
-        callback, lock = self._watched.get(fd, (None, None))
-        if callback is None:
-            return
-        if lock is None:
-            callback()
-        else:
-            with lock:
-                callback()
+        watched = self._watched.get(fd)
+        if watched is not None:
+            _call(*watched)
 
     def _timeout_s(self) -> float | None:
         with self._timer_lock:
@@ -98,5 +97,13 @@ class EventLoop:
             with self._timer_lock:
                 if not self._timers or self._timers[0][0] > now:
                     return
-                callback = heapq.heappop(self._timers)[2]
+                _, _, callback, lock = heapq.heappop(self._timers)
+            _call(callback, lock)
+
+
+def _call(callback: Callback, lock: threading.Lock | None) -> None:
+    if lock is None:
+        callback()
+    else:
+        with lock:
             callback()

@@ -99,6 +99,18 @@ class Interrupted:
     __slots__ = __match_args__ = ()
 
 
+class Unassisted(Exception):
+    """Nobody can do the instruction *code* (up to 15 bytes from RIP on)."""
+
+    def __init__(self, code: bytes) -> None:
+        self.code = code
+        super().__init__(code.hex(" "))
+
+
+class TripleFault(Exception):
+    """The guest raised an exception that its own IDT cannot take."""
+
+
 INTERRUPTED: Final = Interrupted()
 SHUTDOWN: Final = Shutdown()
 HALTED: Final = Halted()

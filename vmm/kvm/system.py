@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
 from vmm.errors import HostError, KvmError
@@ -88,10 +87,3 @@ def _open_fix(errno: int) -> str:
     import errno as names
 
     return _FIXES.get(names.errorcode.get(errno, ""), "")
-
-
-def copy_cpuid(table: abi.kvm_cpuid2) -> abi.kvm_cpuid2:
-    """An independent copy of *table*."""
-    copy = abi.kvm_cpuid2()
-    ctypes.pointer(copy)[0] = table
-    return copy

@@ -224,5 +224,8 @@ class Vcpu:
         self.regs.release()
         self._words.release()
         self._view.release()
-        self._run.close()
         os.close(self.fd)
+        try:
+            self._run.close()
+        except BufferError:
+            pass  # a traceback still holds the registers: the area goes when it does

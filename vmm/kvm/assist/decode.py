@@ -56,6 +56,9 @@ class Instruction:
         "vvvv",
     )
 
+    rm: int | None
+    address: int | None
+
     def __init__(self, code: bytes, regs: memoryview) -> None:
         """Decode the instruction at the start of *code* with the register values *regs*.
 
@@ -93,10 +96,10 @@ class Instruction:
         self.rex_w = bool(rex & 8)
         self.opcode = code[at]
         at += 1
-        self.modrm = self.reg = 0
-        self.rm: int | None = None
-        self.address: int | None = None
-        if (self.opcode_map, self.opcode) not in _NO_MODRM:
+        if (self.opcode_map, self.opcode) in _NO_MODRM:
+            self.modrm = self.reg = 0
+            self.rm = self.address = None
+        else:
             at = self._operands(code, at, rex, regs)
         self.immediate = 0
         if self.opcode_map == MAP_0F3A or (self.opcode_map, self.opcode) in _IMM8:
@@ -138,7 +141,7 @@ class Instruction:
         mode, rm = modrm >> 6, modrm & 7
         self.reg = modrm >> 3 & 7 | (rex & 4) << 1
         if mode == 3:
-            self.rm = rm | (rex & 1) << 3
+            self.rm, self.address = rm | (rex & 1) << 3, None
             return at
         address = 0
         if rm == 4:
@@ -158,5 +161,5 @@ class Instruction:
         if at + size > len(code):
             raise Undecodable
         address += int.from_bytes(code[at : at + size], "little", signed=True)
-        self.address = address
+        self.rm, self.address = None, address
         return at + size

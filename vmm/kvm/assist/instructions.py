@@ -29,13 +29,18 @@ _CR4_PGE = 1 << 7
 class Cpu:
     """What an assisted instruction may see and change of its vCPU; registers are current when it runs."""
 
-    __slots__ = ("memory", "regs", "soft_interrupt", "sregs", "star", "vcpu")
+    __slots__ = ("memory", "regs", "soft_interrupt", "star", "vcpu")
 
     def __init__(self, vcpu: Vcpu, memory: GuestMemory) -> None:
         self.vcpu, self.memory = vcpu, memory
-        self.regs, self.sregs = vcpu.regs, vcpu.sregs
+        self.regs = vcpu.regs
         self.star = 0  # MSR_STAR as the guest last wrote it
         self.soft_interrupt: int | None = None  # the vector that `INT n` asks for
+
+    @property
+    def sregs(self) -> abi.kvm_sregs:
+        """The vCPU's system registers."""
+        return self.vcpu.sregs
 
     def linear(self, ins: Instruction) -> int:
         """The linear address of the memory operand."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from vmm.errors import GuestMemoryError
 from vmm.kvm import abi, msrs
 from vmm.kvm.assist import segments
-from vmm.kvm.assist.instructions import IF
+from vmm.kvm.assist.instructions import IF, RF
 from vmm.kvm.assist.paging import PF_FETCH, PF_PRESENT, PF_USER, VECTOR_PF, GuestException, read_linear, walk
 from vmm.kvm.vcpu import Vcpu
 from vmm.memory import GuestMemory
@@ -48,7 +48,7 @@ def is_syscall(frame: FaultFrame, cr2: int, lstar: int, mask: int, *, nx: bool) 
         and frame.error_code == PF_PRESENT | PF_USER | (PF_FETCH if nx else 0)
         and frame.cs & 3 == 3
         and bool(mask & IF)
-        and not frame.rflags & mask
+        and not frame.rflags & mask & ~RF  # every fault saves RF set
     )
 
 

@@ -1,0 +1,101 @@
+"""The userland of the guests: Debian's static busybox, and the programs under images/guest/."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+from .cache import sha256_file
+from .tree import Tree
+
+if TYPE_CHECKING:
+    from .debian import Package
+    from .progress import Progress
+
+RECIPE = os.path.dirname(__file__)
+SOURCES = os.path.join(os.path.dirname(RECIPE), "guest")
+TOOLS = {"gcc": "gcc", "/usr/include/stdio.h": "libc6-dev", "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs"}
+ROOT_BYTES = 128 << 20
+
+# fmt: off
+BARE = ["-std=gnu11", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie",
+        "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-s"]
+HOSTED = ["-std=gnu11", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-Wl,--build-id=none", "-s"]
+# fmt: on
+
+
+def inputs() -> dict[str, str]:
+    """The hash of each file that the userland and the images around it are made from."""
+    files = [os.path.join(directory, name) for directory in (RECIPE, SOURCES) for name in os.listdir(directory)]
+    return {os.path.basename(path): sha256_file(path) for path in sorted(files) if path.endswith((".py", ".c", ".h"))}
+
+
+class Userland:
+    """busybox and the compiled programs, ready to be laid out as an initrd or a root disk."""
+
+    def __init__(self, hostname: str, busybox: Package, work: str, progress: Progress, log: str) -> None:
+        self._hostname = hostname
+        unpacked = os.path.join(work, "busybox")
+        busybox.extract(unpacked, progress, log)
+        program = next(
+            path for path in (f"{unpacked}/bin/busybox", f"{unpacked}/usr/bin/busybox") if os.path.exists(path)
+        )
+        self._busybox = _read(program)
+        listing = subprocess.run([program, "--list-full"], capture_output=True, text=True, check=True)
+        self._applets = listing.stdout.split()
+        self._init = _compile("init", BARE, work, progress, log)
+        self._bench = _compile("bench-syscalls", HOSTED, work, progress, log)
+
+    def initrd(self, modules: dict[str, bytes]) -> Tree:
+        """A root file system in RAM with as few files as will do: busybox's shell finds its applets by itself.
+
+        `modules` are loaded by init in the order given.
+        """
+        tree = self._common()
+        tree.file("init", self._init, 0o755)
+        tree.character_device("dev/console", 5, 1)
+        tree.character_device("dev/null", 1, 3, 0o666)
+        tree.character_device("dev/ttyS0", 4, 64)
+        for name, data in modules.items():
+            tree.file(f"lib/modules/{name}", data)
+        if modules:
+            tree.file("etc/modules", "".join(f"/lib/modules/{name}\n" for name in modules).encode())
+        return tree
+
+    def root(self) -> Tree:
+        """The root disk: every applet by its usual path."""
+        tree = self._common()
+        tree.file("sbin/init", self._init, 0o755)
+        tree.file("bin/bench-syscalls", self._bench, 0o755)
+        for applet in self._applets:
+            if applet not in tree:
+                tree.symlink(applet, "/bin/busybox")
+        return tree
+
+    def _common(self) -> Tree:
+        tree = Tree()
+        for directory in ("dev", "mnt", "proc", "run", "sys"):
+            tree.directory(directory)
+        tree.directory("root", 0o700)
+        tree.directory("tmp", 0o1777)
+        tree.file("bin/busybox", self._busybox, 0o755)
+        tree.symlink("bin/sh", "busybox")
+        for name in ("halt", "poweroff", "reboot"):
+            tree.symlink(f"sbin/{name}", "/bin/busybox")
+        tree.file("etc/hostname", f"{self._hostname}\n".encode())
+        tree.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
+        tree.file("etc/group", b"root:x:0:\n")
+        return tree
+
+
+def _compile(name: str, flags: list[str], work: str, progress: Progress, log: str) -> bytes:
+    program = os.path.join(work, name)
+    source = os.path.join(SOURCES, f"{name}.c")
+    progress.run(["gcc", *flags, f"-ffile-prefix-map={SOURCES}=.", "-o", program, source], log=log)
+    return _read(program)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

@@ -1,0 +1,115 @@
+"""The micro kernel, built from Debian's linux-source package with a config fragment of this repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from .cache import Artefact, sha256_file
+from .errors import RecipeError
+
+if TYPE_CHECKING:
+    from .debian import Package
+    from .progress import Progress
+
+FRAGMENT = os.path.join(os.path.dirname(os.path.dirname(__file__)), "micro", "kernel.config")
+SOURCE_PACKAGE = "linux-source-6.1"
+# fmt: off
+TOOLS = {
+    "gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "xz": "xz-utils", "lz4": "lz4", "tar": "tar",
+    "/usr/include/stdio.h": "libc6-dev", "/usr/include/gelf.h": "libelf-dev",
+}
+# fmt: on
+FIXED = ["KBUILD_BUILD_TIMESTAMP=1970-01-01", "KBUILD_BUILD_USER=pyvmm", "KBUILD_BUILD_HOST=pyvmm"]
+ARCHIVE_CHECKPOINTS = 133  # of 1000 records, in the source archive
+MAKE_LINES = 1580  # what make prints for the whole build: for the progress display only
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """Options and values of a kernel configuration; an option that `is not set` has the value `n`."""
+    options = {}
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("CONFIG_"):
+            name, _, value = line.partition("=")
+            options[name] = value
+        elif line.startswith("# CONFIG_") and line.endswith(" is not set"):
+            options[line.split()[1]] = "n"
+    return options
+
+
+def check_config(wanted: dict[str, str], result: dict[str, str]) -> None:
+    """Raises: RecipeError naming every option that did not come out as wanted."""
+    wrong = [
+        f"  {name}: wanted {value}, is {result.get(name, 'n')}"
+        for name, value in wanted.items()
+        if result.get(name, "n") != value
+    ]
+    if wrong:
+        raise RecipeError(
+            "these options of kernel.config did not come out as written (their dependencies say why):\n" + "\n".join(wrong)
+        )
+
+
+def kernel_artefact(source: Package) -> Artefact:
+    """The artefact `micro-kernel`: vmlinux, bzImage and kernel.config."""
+    with open(FRAGMENT) as file:
+        wanted = parse_config(file.read())
+    compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    inputs: dict[str, Any] = {
+        "config": wanted,
+        "packages": {source.name: source.version},
+        "compiler": compiler,
+        "recipe": sha256_file(__file__),
+    }
+    return Artefact("micro-kernel", inputs)
+
+
+def build_kernel(source: Package, progress: Progress, work: str, out: str) -> dict[str, Any]:
+    """Builds into `out`; the source tree and the objects stay in `work` for a next try."""
+    log = os.path.join(work, "build.log")
+    tree = os.path.join(work, "linux")
+    if not os.path.isdir(tree):
+        _unpack(source, tree, progress, work, log)
+    _configure(tree, progress, log)
+    jobs = f"-j{len(os.sched_getaffinity(0))}"
+    with progress.stage("build the kernel"):
+        progress.run(
+            ["make", jobs, *FIXED, "vmlinux", "bzImage"],
+            cwd=tree,
+            log=log,
+            detail=lambda lines: f"{min(lines, MAKE_LINES)}/~{MAKE_LINES} steps",
+        )
+    # The symbols and the relocations for KASLR go; the notes, with the PVH entry point, stay.
+    progress.run(["objcopy", "-S", "-R", ".comment", "vmlinux", os.path.join(out, "vmlinux")], cwd=tree, log=log)
+    shutil.copy(os.path.join(tree, "arch/x86/boot/bzImage"), os.path.join(out, "bzImage"))
+    shutil.copy(os.path.join(tree, ".config"), os.path.join(out, "kernel.config"))
+    with open(os.path.join(tree, "include/config/kernel.release")) as file:
+        return {"kernel_release": file.read().strip()}
+
+
+def _unpack(source: Package, tree: str, progress: Progress, work: str, log: str) -> None:
+    package = os.path.join(work, "package")
+    partial = f"{tree}.partial"
+    source.fetch(progress, log)
+    with progress.stage("unpack the kernel source"):
+        shutil.rmtree(partial, ignore_errors=True)
+        os.makedirs(partial)
+        source.extract(package, progress, log)
+        archive = os.path.join(package, "usr/src", f"{SOURCE_PACKAGE}.tar.xz")
+        progress.run(
+            ["tar", "-xJf", archive, "-C", partial, "--strip-components=1", "--checkpoint=1000",
+             "--checkpoint-action=echo", "--exclude=*/drivers/gpu/*.[ch]"],  # fmt: skip
+            log=log,
+            detail=lambda lines: f"{min(100, lines * 100 // ARCHIVE_CHECKPOINTS)} %",
+        )
+        shutil.rmtree(package)
+        os.rename(partial, tree)
+
+
+def _configure(tree: str, progress: Progress, log: str) -> None:
+    with progress.stage("configure the kernel"):
+        progress.run(["make", f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], cwd=tree, log=log)
+        with open(FRAGMENT) as wanted, open(os.path.join(tree, ".config")) as result:
+            check_config(parse_config(wanted.read()), parse_config(result.read()))

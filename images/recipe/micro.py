@@ -1,0 +1,52 @@
+"""images/micro: a small kernel that boots fast on every kind of host, its initrd and its root disk."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from . import guest, kernel
+from .cache import Artefact
+from .debian import Package, check_tools
+from .image import APPEND, run_recipe, write_disks
+
+if TYPE_CHECKING:
+    from .progress import Progress
+
+
+class Micro:
+    """The packages and the kernel artefact that the image is made from."""
+
+    def prepare(self) -> Artefact:
+        check_tools(kernel.TOOLS | guest.TOOLS)
+        self._source = Package(kernel.SOURCE_PACKAGE)
+        self._busybox = Package("busybox-static")
+        self._kernel = kernel.kernel_artefact(self._source)
+        packages = {package.name: package.version for package in (self._source, self._busybox)}
+        inputs = {"kernel": self._kernel.inputs, "packages": packages, "files": guest.inputs()}
+        return Artefact("micro", inputs)
+
+    def make(self, artefact: Artefact, progress: Progress) -> str:
+        def build(work: str, out: str) -> dict[str, Any]:
+            built = self._kernel.ensure(
+                progress, lambda *directories: kernel.build_kernel(self._source, progress, *directories)
+            )
+            for name in ("vmlinux", "bzImage", "kernel.config"):
+                _link(os.path.join(built, name), os.path.join(out, name))
+            log = os.path.join(work, "build.log")
+            userland = guest.Userland("micro", self._busybox, work, progress, log)
+            write_disks(userland, {}, work, out, progress, log)
+            return {"kernel": ["vmlinux", "bzImage"], "initrd": "initrd.cpio", "root": "root.img", "append": APPEND}
+
+        return artefact.ensure(progress, build)
+
+
+def _link(source: str, target: str) -> None:
+    if os.path.exists(target):
+        os.unlink(target)
+    os.link(source, target)
+
+
+def main() -> int:
+    micro = Micro()
+    return run_recipe("micro", "Builds the micro kernel, its initrd and its root disk.", micro.prepare, micro.make)

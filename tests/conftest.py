@@ -1,0 +1,140 @@
+"""What every test runs under: its prerequisites, asked for once, and a check that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+
+#: Devices of pyvmm's own making.
+LINK_PREFIXES = ("pyvmm", "vmtap")
+#: How long a thread or a process that was told to end may take.
+GRACE_S = 2.0
+
+
+@cache
+def missing_kvm() -> str | None:
+    """Why there is no KVM, or None."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    return None
+
+
+@cache
+def missing_guest() -> str | None:
+    """Why no guest can be booted, or None."""
+    cached = os.environ.get("PYVMM_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm"
+    )
+    manifest = os.path.join(cached, "images", "micro", "manifest.json")
+    if not os.path.exists(manifest):
+        return f"no {manifest}: build it with images/micro/build"
+    return missing_kvm()
+
+
+@cache
+def missing_net() -> str | None:
+    """Why no network namespace with a bridge can be made, or None. Tried in a child, whose namespace goes with it."""
+    try:
+        tried = subprocess.run(
+            ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        return f"{error.filename}: not installed (packages util-linux, iproute2)"
+    return f"no CAP_NET_ADMIN: {tried.stderr.strip()}" if tried.returncode else None
+
+
+PREREQUISITES: dict[str, Callable[[], str | None]] = {
+    "kvm": missing_kvm,
+    "guest": missing_guest,
+    "net": missing_net,
+}
+
+
+def required() -> set[str]:
+    """The markers whose prerequisites must be there: PYVMM_REQUIRE, separated by commas."""
+    return {name.strip() for name in os.environ.get("PYVMM_REQUIRE", "").split(",")} - {""}
+
+
+def pytest_configure() -> None:
+    unknown = required() - set(PREREQUISITES)
+    if unknown:
+        raise pytest.UsageError(f"PYVMM_REQUIRE knows {', '.join(PREREQUISITES)}, not {', '.join(sorted(unknown))}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose prerequisites are missing, or fail it where PYVMM_REQUIRE asks for them."""
+    for marker, missing in PREREQUISITES.items():
+        if item.get_closest_marker(marker) is None:
+            continue
+        reason = missing()
+        if reason is None:
+            continue
+        if marker in required():
+            pytest.fail(f"PYVMM_REQUIRE={marker}, but {reason}", pytrace=False)
+        pytest.skip(reason)
+
+
+def descriptors() -> set[tuple[int, str]]:
+    """The open file descriptors and what they are."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except FileNotFoundError:  # the listing's own
+            continue
+    return found
+
+
+def children() -> set[int]:
+    """The process's children, zombies too."""
+    found: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                found.update(map(int, file.read().split()))
+        except FileNotFoundError:  # a thread that has ended
+            continue
+    return found
+
+
+def links() -> set[str]:
+    """The network devices that pyvmm made."""
+    return {name for name in os.listdir("/sys/class/net") if name.startswith(LINK_PREFIXES)}
+
+
+def _settled(look: Callable[[], set[object]], before: set[object]) -> set[object]:
+    """What is more than *before* after a moment's patience."""
+    deadline = time.monotonic() + GRACE_S
+    while (left := look() - before) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.02)
+    return left
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """No descriptor, thread, child process or network device is more after the test than before it."""
+    looks: dict[str, Callable[[], set[object]]] = {
+        "file descriptors": lambda: set(descriptors()),
+        "threads": lambda: set(threading.enumerate()),
+        "child processes": lambda: set(children()),
+        "network devices": lambda: set(links()),
+    }
+    before = {what: look() for what, look in looks.items()}
+    yield
+    left = {what: _settled(look, before[what]) for what, look in looks.items()}
+    leaks = [f"{what}: {', '.join(map(str, found))}" for what, found in left.items() if found]
+    if leaks:
+        pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)

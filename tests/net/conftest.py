@@ -1,0 +1,43 @@
+"""Fixtures of the network tests: each runs in a namespace of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .namespace import ip, links, network_namespace, open_fds
+
+
+@pytest.fixture
+def netns() -> Iterator[None]:
+    """The test runs in a new network namespace."""
+    with network_namespace():
+        yield
+
+
+@pytest.fixture
+def bridge(netns: None) -> str:
+    """A bridge that is up, without ports; the host's address on it is 10.0.0.1."""
+    ip("link add br0 type bridge")
+    ip("address add 10.0.0.1/24 dev br0")
+    ip("link set br0 up")
+    return "br0"
+
+
+@pytest.fixture
+def tap_name(netns: None) -> str:
+    """A persistent tap that is up; the host's address on it is 10.0.0.1, and it says nothing of its own accord."""
+    ip("tuntap add dev tap0 mode tap")
+    ip("link set tap0 addrgenmode none")
+    ip("address add 10.0.0.1/24 dev tap0")
+    ip("link set tap0 up")
+    return "tap0"
+
+
+@pytest.fixture
+def nothing_left(netns: None) -> Iterator[None]:
+    """No device and no descriptor is more at the test's end than at its start. Ask for it last."""
+    before = links(), open_fds()
+    yield
+    assert (links(), open_fds()) == before

@@ -1,0 +1,37 @@
+"""Ethernet frames, written and awaited."""
+
+from __future__ import annotations
+
+import select
+import struct
+
+from vmm.host.tap import VNET_HEADER_SIZE, Tap
+
+GUEST_MAC = bytes.fromhex("525400000001")
+BROADCAST = b"\xff" * 6
+NO_HEADER = bytes(VNET_HEADER_SIZE)
+ETHERTYPE_TEST = b"\x88\xb5"  # IEEE 802, local experimental
+
+
+def arp_request(target: bytes, sender: bytes = b"\x0a\x00\x00\x02", mac: bytes = GUEST_MAC) -> bytes:
+    """Who has *target*? Tell *sender*. (RFC 826)"""
+    return BROADCAST + mac + b"\x08\x06" + struct.pack(">HHBBH", 1, 0x800, 6, 4, 1) + mac + sender + bytes(6) + target
+
+
+def send(tap: Tap, frame: bytes, header: bytes = NO_HEADER) -> bool:
+    return tap.writev([memoryview(header), memoryview(frame)])
+
+
+def await_frame(tap: Tap, timeout_s: float = 5.0) -> None:
+    if not select.select([tap], [], [], timeout_s)[0]:
+        raise TimeoutError(f"no frame on {tap.name}")
+
+
+def receive(tap: Tap, ethertype: bytes, timeout_s: float = 5.0) -> tuple[bytes, bytes]:
+    """The header and the frame of the next frame of this type."""
+    header, frame = bytearray(VNET_HEADER_SIZE), bytearray(65536)
+    while True:
+        await_frame(tap, timeout_s)
+        size = tap.readv([memoryview(header), memoryview(frame)])
+        if size and frame[12:14] == ethertype:
+            return bytes(header), bytes(frame[: size - VNET_HEADER_SIZE])

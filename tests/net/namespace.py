@@ -1,0 +1,76 @@
+"""A network namespace of the test's own, and what to do in it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+CLONE_NEWNET = 0x4000_0000
+CAP_NET_ADMIN = 12
+_CAPABILITY_VERSION_3 = 0x2008_0522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def network_namespace() -> Iterator[None]:
+    """Put this thread, and what it starts, into a new network namespace; its devices go with it.
+
+    Raises:
+        OSError: this needs CAP_SYS_ADMIN.
+    """
+    outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.unshare(CLONE_NEWNET))
+        try:
+            yield
+        finally:
+            _check(_libc.setns(outside, CLONE_NEWNET))
+    finally:
+        os.close(outside)
+
+
+@contextmanager
+def without_net_admin() -> Iterator[None]:
+    """Take CAP_NET_ADMIN from this thread for a while."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
+    _check(_libc.capget(header, sets))
+    before = sets[0]
+    sets[0] &= ~(1 << CAP_NET_ADMIN)
+    _check(_libc.capset(header, sets))
+    try:
+        yield
+    finally:
+        sets[0] = before
+        _check(_libc.capset(header, sets))
+
+
+def ip(arguments: str) -> str:
+    """Run `ip` with these arguments."""
+    return subprocess.run(["ip", *arguments.split()], check=True, capture_output=True, text=True).stdout
+
+
+def links() -> set[str]:
+    """The names of this namespace's devices."""
+    return {line.split()[0].split("@")[0] for line in ip("-br link").splitlines()}
+
+
+def open_fds() -> set[tuple[str, str]]:
+    """This process's descriptors."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+        except FileNotFoundError:  # listdir's own
+            continue
+    return found
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

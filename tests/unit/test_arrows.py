@@ -1,0 +1,97 @@
+"""Who may import whom: the arrows of the architecture. A new arrow, or a new room without a rule, fails here.
+
+All imports count, those under TYPE_CHECKING and those inside functions too.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+
+import pytest
+
+import vmm
+
+ROOT = os.path.dirname(vmm.__file__)
+
+FACTS = {"errors", "irq", "layout", "outcome", "regs", "trace"}  # import nothing of ours
+VALUES = FACTS | {"config", "mac"}
+MECHANISMS = {"bus", "eventloop", "host", "memory"}
+ROOMS = {"boot", "devices", "kvm", "virtio"}
+
+#: What each room may import besides itself.
+MAY_IMPORT: dict[str, set[str]] = {
+    **{fact: set() for fact in FACTS},
+    "mac": {"errors"},
+    "config": FACTS | {"mac"},
+    **dict.fromkeys(MECHANISMS, VALUES),
+    **dict.fromkeys(ROOMS, VALUES | MECHANISMS),
+    "runner": VALUES | {"bus", "kvm", "memory"},
+    "backends": VALUES | {"host"},
+    "machine": VALUES | MECHANISMS | ROOMS | {"backends", "runner"},
+    "cli": VALUES | {"machine"},
+    "__main__": {"cli"},
+}
+
+#: Single modules that may do more, and why.
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("vmm.cli.doctor", "vmm.host.doctor"): "the doctor looks at the host where no machine can be built",
+    ("vmm.cli.doctor", "vmm.kvm.doctor"): "the same",
+    ("vmm.cli.main", "vmm.kvm.assist.probe"): "which kind of host this is, is told without a machine",
+}
+
+
+def modules() -> Iterator[tuple[str, str]]:
+    """The dotted name and the path of each module of pyvmm."""
+    for directory, _, files in os.walk(ROOT):
+        package = ["vmm", *os.path.relpath(directory, ROOT).replace(".", "").split(os.sep)]
+        for file in sorted(files):
+            if file.endswith(".py"):
+                yield ".".join(part for part in [*package, file[:-3]] if part), os.path.join(directory, file)
+
+
+MODULES = dict(modules())
+
+
+def imports(module: str, path: str) -> set[str]:
+    """The modules of ours that *module* imports."""
+    with open(path) as file:
+        tree = ast.parse(file.read(), path)
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(module.split(".")[: -node.level]) if node.level else ""
+            base = ".".join(part for part in (base, node.module) if part)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                found.add(inner if inner in MODULES or f"{inner}.__init__" in MODULES else base)
+    return {name for name in found if name.split(".")[0] == "vmm"}
+
+
+def room(module: str) -> str:
+    """The room of *module*: the part of its name after `vmm`."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows(module: str) -> None:
+    here = room(module)
+    if here == "__init__":
+        assert imports(module, MODULES[module]) == set()
+        return
+    assert here in MAY_IMPORT, f"{here} is a new room: say in MAY_IMPORT what it may import"
+    allowed = MAY_IMPORT[here] | {here, "__init__"}
+    wrong = {
+        target
+        for target in imports(module, MODULES[module])
+        if room(target) not in allowed and (module, target) not in EXCEPTIONS
+    }
+    assert not wrong, f"{module} may not import {', '.join(sorted(wrong))}"
+
+
+def test_every_exception_is_used() -> None:
+    used = {(module, target) for module, path in MODULES.items() for target in imports(module, path)}
+    assert set(EXCEPTIONS) <= used

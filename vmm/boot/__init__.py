@@ -1,0 +1,1 @@
+"""Boot protocols: kernels and tables in as bytes, `(guest-physical address, bytes)` pieces and an entry state out."""

@@ -1,0 +1,1 @@
+"""Back ends on the host: files and file descriptors, never virtio."""

@@ -1,0 +1,192 @@
+"""Raw disk images: a file or a block device, byte for byte what the guest sees.
+
+An image is locked as long as it is open, by an open file description lock (fcntl(2), F_OFD_SETLK): one writer, or any
+number of readers. The lock goes with the descriptor, so a killed pyvmm leaves none, and QEMU's locks exclude ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from typing import TYPE_CHECKING
+
+from vmm.errors import BackendError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    _Call = Callable[[int, Sequence[memoryview], int], int]
+
+SECTOR = 512
+SERIAL_MAX = 20
+
+# struct flock: l_type, l_whence, l_start, l_len, l_pid (0 for OFD locks); length 0 is the whole file.
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+class RawDisk:
+    """An open and locked raw image. Reads and writes are whole or fail; any thread.
+
+    *serial* is what the guest reads as the disk's serial number, at most `SERIAL_MAX` ASCII characters.
+
+    Raises:
+        ConfigError: *path* is missing, no image at all, empty or no whole number of sectors; or *serial* is too long.
+        BackendError: the host does not let us: permission, in use, an I/O error.
+    """
+
+    __slots__ = ("_fd", "path", "readonly", "serial", "size_bytes")
+
+    def __init__(self, path: str, *, readonly: bool = False, serial: str = "") -> None:
+        if len(serial) > SERIAL_MAX or not (serial.isascii() and serial.isprintable()):
+            raise ConfigError(
+                f"serial={serial!r} is no serial number",
+                where=path,
+                fix=f"use at most {SERIAL_MAX} printable ASCII characters",
+            )
+        self.path, self.readonly = path, readonly
+        self.serial = serial.encode()
+        self._fd = _open(path, readonly)
+        try:
+            _lock(self._fd, path, readonly)
+            self.size_bytes = _size(self._fd, path)
+        except BaseException:
+            self.close()
+            raise
+
+    def preadv(self, views: Sequence[memoryview], offset: int) -> None:
+        """Fill *views* with what is at *offset* (bytes).
+
+        Raises:
+            BackendError: the host could not, or not all of it.
+        """
+        self._transfer(os.preadv, "read", views, offset)
+
+    def pwritev(self, views: Sequence[memoryview], offset: int) -> None:
+        """Write *views* at *offset* (bytes); on the disk for sure only after `flush`.
+
+        Raises:
+            BackendError: the host could not, or not all of it.
+        """
+        self._transfer(os.pwritev, "write", views, offset)
+
+    def flush(self) -> None:
+        """Bring everything written to the disk; it survives a power failure when this returns.
+
+        Raises:
+            BackendError: the host could not; what was written since the last flush may be lost.
+        """
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise BackendError(f"flush failed: {error.strerror}", where=self.path) from error
+
+    def close(self) -> None:
+        """Close and unlock the image."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _transfer(self, call: _Call, verb: str, views: Sequence[memoryview], offset: int) -> None:
+        """Do *call* until all of *views* is done: the kernel may do less at a time."""
+        left = sum(map(len, views))
+        while left:
+            try:
+                done = call(self._fd, views, offset)
+            except OSError as error:
+                raise BackendError(
+                    f"{verb} of {left} bytes at {offset:#x} failed: {error.strerror}", where=self.path
+                ) from error
+            if not done:
+                raise BackendError(f"{verb} of {left} bytes at {offset:#x}: the file has shrunk", where=self.path)
+            left -= done
+            if left:
+                offset += done
+                views = _skip(views, done)
+
+
+def _skip(views: Sequence[memoryview], count: int) -> list[memoryview]:
+    for index, view in enumerate(views):
+        if count < len(view):
+            return [view[count:], *views[index + 1 :]]
+        count -= len(view)
+    return []
+
+
+def _open(path: str, readonly: bool) -> int:
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise ConfigError("is a directory, not a disk image", where=path, fix="name a raw image or a block device")
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise ConfigError("is no disk image", where=path, fix="name a regular file or a block device")
+        flags = os.O_RDONLY if readonly else os.O_RDWR
+        if stat.S_ISBLK(mode) and not readonly:
+            flags |= os.O_EXCL  # refused while the host has it mounted or otherwise in use (open(2))
+        return os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ConfigError("there is no such file", where=path, fix=f"make one: truncate -s 1G {path}") from error
+    except OSError as error:
+        raise BackendError(
+            f"cannot open it {'to read' if readonly else 'to read and write'}: {error.strerror}",
+            where=path,
+            fix=_open_fix(path, error.errno or 0, readonly),
+        ) from error
+
+
+def _open_fix(path: str, code: int, readonly: bool) -> str:
+    if code == errno.EBUSY:
+        return "it is mounted or in use: unmount it, or attach it read-only"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY) and not readonly:
+        return f"attach it read-only, or allow it: chmod u+rw {path}"
+    if code in (errno.EACCES, errno.EPERM):
+        return f"allow it: chmod u+r {path}"
+    return ""
+
+
+def _size(fd: int, path: str) -> int:
+    size = os.lseek(fd, 0, os.SEEK_END)
+    if not size:
+        raise ConfigError("is empty", where=path, fix=f"give it a size: truncate -s 1G {path}")
+    if size % SECTOR:
+        raise ConfigError(
+            f"its {size} bytes are no whole number of {SECTOR}-byte sectors",
+            where=path,
+            fix=f"round it up: truncate -s %{SECTOR} {path}",
+        )
+    return size
+
+
+def _lock(fd: int, path: str, readonly: bool) -> None:
+    kind = fcntl.F_RDLCK if readonly else fcntl.F_WRLCK
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+    except (BlockingIOError, PermissionError) as error:
+        raise BackendError(
+            f"is in use by {_holder(fd)}",
+            where=path,
+            fix="end that one first; several may share an image only if all attach it read-only",
+        ) from error
+    except OSError as error:
+        raise BackendError(f"cannot lock it: {error.strerror}", where=path) from error
+
+
+def _holder(fd: int) -> str:
+    """Who holds a lock on the file behind *fd*. The kernel tells no pid for OFD locks, but fdinfo lists them."""
+    inode = f":{os.fstat(fd).st_ino} "
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for entry in os.listdir(f"/proc/{pid}/fdinfo"):
+                with open(f"/proc/{pid}/fdinfo/{entry}") as info:
+                    if any(line.startswith("lock:") and inode in line for line in info):
+                        return "this process" if int(pid) == os.getpid() else f"process {pid} ({_command(pid)})"
+        except OSError:  # ended meanwhile, or somebody else's
+            continue
+    return "another process"
+
+
+def _command(pid: str) -> str:
+    with open(f"/proc/{pid}/comm") as comm:
+        return comm.read().strip()

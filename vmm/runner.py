@@ -1,0 +1,164 @@
+"""The vCPU threads: run the guest, and decide every exit in one place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, assert_never
+
+from vmm import outcome
+from vmm.bus import Bus
+from vmm.kvm import abi, exits
+from vmm.kvm.vcpu import Vcpu
+from vmm.memory import GuestMemory
+from vmm.outcome import Outcome
+from vmm.trace import Trace
+
+if TYPE_CHECKING:
+    from vmm.kvm.assist.vcpu import VcpuAssist
+
+
+class VcpuRunner:
+    """One vCPU and its thread. The first thing that ends the machine is told to *on_end*, from the vCPU's thread."""
+
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        memory: GuestMemory,
+        *,
+        pio: Bus,
+        mmio: Bus,
+        on_end: Callable[[Outcome | BaseException], None],
+        assist: VcpuAssist | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.vcpu = vcpu
+        self._memory = memory
+        self._pio, self._mmio = pio, mmio
+        self._on_end = on_end
+        self._assist = assist
+        self._trace = trace
+        self._stopping = False
+        self._errand: Callable[[], None] | None = None
+        self._thread = threading.Thread(target=self._main, name=f"vcpu-{vcpu.index}", daemon=True)
+        #: How often the guest came out, by what for: ("out", port), ("mmio read", page), ("assist", 0), …
+        self.exits: dict[tuple[str, int], int] = {}
+
+    def start(self) -> None:
+        """Let the vCPU run."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Make the thread end; it may be in the guest, in a device, or not started. Any thread but its own."""
+        self._stopping = True
+        if self._thread.ident is not None:
+            while self._thread.is_alive():
+                # The kick may come before the thread has bound itself to the vCPU, or between two runs: repeat it.
+                self.vcpu.kick()
+                self._thread.join(0.05)
+
+    def in_thread(self, errand: Callable[[], None]) -> None:
+        """Run *errand* once in the vCPU's thread, outside the guest."""
+        self._errand = errand
+        self.vcpu.kick()
+
+    @property
+    def native_thread_id(self) -> int | None:
+        """The kernel's id of the thread, once it runs."""
+        return self._thread.native_id
+
+    def _main(self) -> None:
+        try:
+            self.vcpu.bind_to_thread()
+            while not self._stopping:
+                ended = self._handle(self.vcpu.run())
+                if ended is not None:
+                    self._on_end(ended)
+                    return
+        except BaseException as error:  # noqa: BLE001 - our bug or the host's error: the main thread raises it again
+            self._on_end(error)
+
+    def _count(self, kind: str, number: int = 0) -> None:
+        key = (kind, number)
+        self.exits[key] = self.exits.get(key, 0) + 1
+
+    def _handle(self, event: exits.VcpuExit) -> Outcome | None:
+        if self._trace:
+            self._trace(f"vcpu{self.vcpu.index} {describe(event)}")
+        match event:
+            case exits.PortWrite(port, size, data):
+                self._count("out", port)
+                for start in range(0, len(data), size):
+                    self._pio.write(port, size, int.from_bytes(data[start : start + size], "little"))
+            case exits.PortRead(port, size, count):
+                self._count("in", port)
+                self.vcpu.reply_port([self._pio.read(port, size) for _ in range(count)])
+            case exits.MmioRead(gpa, size):
+                self._count("mmio read", gpa)
+                self.vcpu.reply_mmio(self._mmio.read(gpa, size) if size else 0)
+            case exits.MmioWrite(gpa, size, value):
+                self._count("mmio write", gpa)
+                self._mmio.write(gpa, size, value)
+            case exits.EmulationFailure() | exits.DebugTrap() | exits.MsrWrite():
+                self._count("assist")
+                return self._assisted(event)
+            case exits.Interrupted():
+                errand, self._errand = self._errand, None
+                if errand:
+                    errand()
+            case exits.Shutdown():
+                return self._triple_fault()
+            case exits.InternalError(reason):
+                return self._crash(reason)
+            case exits.Halted():
+                return Outcome(outcome.HALTED, "the guest halted its CPU and nothing can wake it")
+            case _:
+                assert_never(event)
+        return None
+
+    def _assisted(self, event: exits.EmulationFailure | exits.DebugTrap | exits.MsrWrite) -> Outcome | None:
+        code = event.code if isinstance(event, exits.EmulationFailure) else b""
+        if self._assist is None:
+            return self._crash("KVM cannot emulate an instruction of the guest", code)
+        try:
+            self._assist.handle(event)
+        except exits.Unassisted:
+            return self._crash("the guest used an instruction that neither KVM nor pyvmm's assist can do", code)
+        except exits.TripleFault:
+            return self._triple_fault()
+        return None
+
+    def _triple_fault(self) -> Outcome:
+        """An empty IDT and an exception is how kernels reboot as a last resort; any other triple fault is a crash."""
+        self.vcpu.fetch_registers()
+        if self.vcpu.sregs.idt.limit == 0:
+            return Outcome(outcome.RESET, "the guest rebooted by triple fault")
+        return self._crash("triple fault")
+
+    def _crash(self, reason: str, code: bytes = b"") -> Outcome:
+        from vmm.kvm.report import crash_report
+
+        return Outcome(outcome.CRASH, reason, report=crash_report(self.vcpu, self._memory, code))
+
+
+def is_dead_halt(vcpu: Vcpu) -> bool:
+    """Whether *vcpu* waits for what cannot come: halted with interrupts off, or never started. In its own thread."""
+    state = vcpu.get_mp_state()
+    if state in (abi.KVM_MP_STATE_UNINITIALIZED, abi.KVM_MP_STATE_INIT_RECEIVED):
+        return True
+    if state != abi.KVM_MP_STATE_HALTED:
+        return False
+    vcpu.fetch_registers()
+    return not vcpu.regs[abi.RFLAGS] & 1 << 9 and not vcpu.events.nmi_pending
+
+
+def describe(event: exits.VcpuExit) -> str:
+    """*event* as a line of the trace."""
+    fields = (f"{name}={_text(getattr(event, name))}" for name in event.__match_args__)
+    return " ".join((type(event).__name__, *fields))
+
+
+def _text(value: int | bytes | str) -> str:
+    if isinstance(value, bytes):
+        return value.hex(" ")
+    return f"{value:#x}" if isinstance(value, int) else value

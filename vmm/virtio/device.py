@@ -1,0 +1,135 @@
+"""What a virtio device is, without status, feature selection or transport; and what it has while it is live."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+
+    from vmm.memory import GuestMemory
+    from vmm.trace import Tally, Trace
+    from vmm.virtio.chain import DescriptorChain
+    from vmm.virtio.queue import VirtQueue
+
+#: What one turn of `ActiveDevice.serve` may cost, in bytes moved: a device with a full ring lets others have a turn.
+TURN_BYTES = 4 << 20
+#: What a request costs besides its bytes, as bytes.
+REQUEST_BYTES = 16 << 10
+
+
+class ActiveDevice:
+    """A device that its driver has set going: what it has from `VirtioDevice.activate` until `VirtioDevice.reset`.
+
+    Everything here is called under `lock`.
+    """
+
+    __slots__ = ("_interrupt", "_rekick", "features", "guarded", "lock", "memory", "queues", "report", "tally", "trace")
+
+    def __init__(
+        self,
+        *,
+        memory: GuestMemory,
+        features: int,
+        queues: Sequence[VirtQueue | None],
+        lock: threading.Lock,
+        guarded: Callable[[Callable[[], None]], Callable[[], None]],
+        interrupt: Callable[[int], None],
+        rekick: Callable[[int], None],
+        report: Callable[[str], None],
+        tally: Tally,
+        trace: Trace | None,
+    ) -> None:
+        self.memory = memory
+        #: What was negotiated.
+        self.features = features
+        #: The live queues, by index; None where the driver enabled none.
+        self.queues = queues
+        #: The device's lock, to register callbacks with the event loop; held in `activate`, `notify` and `reset`.
+        self.lock = lock
+        #: Wraps a callback of the event loop so that a `GuestFault` in it is contained as one in `notify` is.
+        self.guarded = guarded
+        #: Tells the user, at a limited rate, that the device's back end fails.
+        self.report = report
+        self.tally = tally
+        self.trace = trace
+        self._interrupt = interrupt
+        self._rekick = rekick
+
+    def serve(self, index: int, handle: Callable[[ActiveDevice, DescriptorChain], int]) -> None:
+        """Hand every buffer of queue *index* to *handle*, which returns how many bytes it wrote.
+
+        The driver sees the results at the end, at once, and gets one interrupt at most. After `TURN_BYTES` the rest
+        waits for the next turn of the event loop. When the driver broke the ring the buffers before that still count.
+
+        Raises:
+            GuestFault: the driver broke the ring.
+        """
+        queue = self.queues[index]
+        if queue is None:
+            return
+        credit = TURN_BYTES
+        queue.suppress_kicks()
+        try:
+            while True:
+                while credit > 0:
+                    chain = queue.pop()
+                    if chain is None:
+                        break
+                    queue.push(chain.head, handle(self, chain))
+                    credit -= REQUEST_BYTES + chain.readable_bytes + chain.writable_bytes
+                else:
+                    self._rekick(index)
+                    return
+                if queue.want_kicks():
+                    return
+        finally:
+            self.publish(index)
+
+    def publish(self, index: int) -> None:
+        """Let the driver see what was pushed to queue *index*, and interrupt it if it wants that."""
+        queue = self.queues[index]
+        if queue is not None and queue.publish():
+            self._interrupt(index)
+
+
+class VirtioDevice:
+    """One device type. Single-threaded: every call holds the transport's lock."""
+
+    #: VIRTIO 1.2 §5.
+    device_id: int
+    #: The largest size of each queue, in entries.
+    queue_sizes: tuple[int, ...]
+    #: The device type's own feature bits; the transport adds those of the ring.
+    features: int = 0
+
+    def __init__(self, name: str) -> None:
+        #: What users, traces and counters call it.
+        self.name = name
+
+    def read_config(self, offset: int, size: int) -> int:
+        """*size* bytes of the configuration space at *offset*; zero where the device declares no field."""
+        return int.from_bytes(self.config[offset : offset + size], "little")
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """The driver writes to the configuration space; no field of ours is writable."""
+
+    @property
+    def config(self) -> bytes:
+        """The configuration space."""
+        return b""
+
+    def activate(self, active: ActiveDevice) -> None:
+        """The driver is ready; *active* may be used until `reset`."""
+
+    def notify(self, active: ActiveDevice, index: int) -> None:
+        """Queue *index* has buffers. Only between `activate` and `reset`; may come without need.
+
+        Raises:
+            GuestFault: the driver broke the ring; the transport stops the device.
+        """
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Let go of everything `activate` gave. When it returns the device touches guest memory no more."""

@@ -1,0 +1,201 @@
+"""What every virtio transport has in common: status, negotiation, queue set-up, interrupt cause, containment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.errors import GuestFault
+from vmm.virtio.device import ActiveDevice
+from vmm.virtio.queue import QueueConfig
+from vmm.virtio.report import Reporter
+from vmm.virtio.spec import Feature, Interrupt
+from vmm.virtio.status import StatusMachine, Step
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from vmm.irq import IrqLine
+    from vmm.memory import GuestMemory
+    from vmm.trace import Tally, Trace
+    from vmm.virtio.device import VirtioDevice
+
+_RING_FEATURES = Feature.VERSION_1 | Feature.INDIRECT_DESC | Feature.EVENT_IDX
+_U32 = 0xFFFF_FFFF
+
+
+class TransportCore:
+    """The state of one device as its driver sees it. The register faces read and write it, under *lock*.
+
+    Everything here is driven by the guest. What is against the rules but harmless is ignored and counted; what leaves
+    the device in doubt is a `GuestFault`: the device stops, asks for a reset, and tells the user once.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        irq: IrqLine,
+        lock: threading.Lock,
+        *,
+        rekick: Callable[[int], None],
+        on_fault: Callable[[str], None],
+        trace: Trace | None,
+        tally: Tally,
+    ) -> None:
+        self.device = device
+        self.features = device.features | _RING_FEATURES
+        self.queues = [QueueConfig(size) for size in device.queue_sizes]
+        self._memory, self._irq, self._lock, self._rekick = memory, irq, lock, rekick
+        self._trace, self._tally = trace, tally
+        self._report = Reporter(device.name, on_fault, tally)
+        self._status = StatusMachine()
+        self._active: ActiveDevice | None = None
+        #: Raised whenever the configuration space changes, so that a driver can read it as a whole.
+        self.generation = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """What the driver told us so far, back to its values at reset."""
+        self.device_features_select = self.driver_features_select = self.queue_select = 0
+        self.driver_features = 0
+        self.interrupt_status = 0
+        for queue in self.queues:
+            queue.reset()
+
+    # Status.
+
+    @property
+    def status(self) -> int:
+        """The device status field."""
+        return self._status.value
+
+    def write_status(self, value: int) -> None:
+        """The driver writes *value* to the status field: carries out what that means."""
+        try:
+            step = self._status.write(value)
+        except GuestFault as fault:
+            self._ignore(str(fault))
+            return
+        if self._trace:
+            self._trace(f"{self.device.name} status {value:#x}: {step}")
+        if step == Step.RESET:
+            self._stop()
+            self._forget()
+        elif step == Step.STOP:
+            self._stop()
+        elif step == Step.CHECK_FEATURES:
+            if self.driver_features & ~self.features or not self.driver_features & Feature.VERSION_1:
+                self._status.refuse_features()
+                self._report(f"the driver's features {self.driver_features:#x} are refused, of {self.features:#x}")
+        elif step == Step.ACTIVATE:
+            self._contain(self._activate)
+
+    def _activate(self) -> None:
+        queues = [
+            config.activate(self._memory, self.driver_features) if config.ready else None for config in self.queues
+        ]
+        self._active = ActiveDevice(
+            memory=self._memory,
+            features=self.driver_features,
+            queues=queues,
+            lock=self._lock,
+            guarded=lambda callback: lambda: self._contain(callback),
+            interrupt=self._interrupt_queue,
+            rekick=self._rekick,
+            report=self._report,
+            tally=self._tally,
+            trace=self._trace,
+        )
+        self.device.activate(self._active)
+
+    def _stop(self) -> None:
+        if self._active is not None:
+            self._active = None
+            self.device.reset()
+
+    def _contain(self, action: Callable[[], None]) -> None:
+        """Do *action*; if the guest is at fault the device stops and asks for a reset (VIRTIO 1.2 §2.1.2)."""
+        try:
+            action()
+        except GuestFault as fault:
+            self._stop()
+            self._status.need_reset()
+            self._report(f"{fault}; the device waits for a reset")
+            if self._status.driver_ok:
+                self._interrupt(Interrupt.CONFIG_CHANGE)
+
+    def _ignore(self, what: str) -> None:
+        self._tally.count(f"{self.device.name}.ignored")
+        if self._trace:
+            self._trace(f"{self.device.name} ignored: {what}")
+
+    # Features, 32 bits at a time.
+
+    def read_device_features(self) -> int:
+        """The offered bits of the selected half; zero for halves that do not exist."""
+        return self.features >> 32 * self.device_features_select & _U32 if self.device_features_select < 2 else 0
+
+    def write_driver_features(self, value: int) -> None:
+        """The driver accepts the bits *value* of the selected half; too late once FEATURES_OK is set."""
+        if self._status.features_ok:
+            self._ignore("features after FEATURES_OK")
+        elif self.driver_features_select < 2:
+            shift = 32 * self.driver_features_select
+            self.driver_features = self.driver_features & ~(_U32 << shift) | value << shift
+
+    # Queues.
+
+    @property
+    def queue(self) -> QueueConfig | None:
+        """The selected queue's configuration, to read; None if there is no such queue."""
+        return self.queues[self.queue_select] if self.queue_select < len(self.queues) else None
+
+    @property
+    def open_queue(self) -> QueueConfig | None:
+        """The selected queue's configuration, to write; None (counted) if the driver may not change it now."""
+        queue = self.queue
+        if queue is None or queue.ready or self._status.driver_ok or not self._status.features_ok:
+            self._ignore(f"set-up of queue {self.queue_select}")
+            return None
+        return queue
+
+    def write_queue_ready(self, value: int) -> None:
+        """The driver enables the selected queue, or takes it back.
+
+        A queue taken back while the device is live stays stopped until the device is reset.
+        """
+        if value == 1:
+            queue = self.open_queue
+            if queue is not None:
+                queue.ready = True
+        elif value == 0 and self.queue is not None:
+            self.queue.ready = False
+            live = self._active.queues[self.queue_select] if self._active is not None else None
+            if live is not None:
+                live.stop()
+
+    def notify(self, index: int) -> None:
+        """The driver kicked queue *index* (or thinks it did)."""
+        active = self._active
+        if active is None or index >= len(active.queues):
+            self._ignore(f"kick of queue {index}")
+            return
+        self._contain(lambda: self.device.notify(active, index))
+
+    # Interrupts.
+
+    def _interrupt_queue(self, _index: int) -> None:
+        self._interrupt(Interrupt.USED_BUFFER)
+
+    def _interrupt(self, cause: int) -> None:
+        self.interrupt_status |= cause
+        self._irq.pulse()
+
+    def acknowledge_interrupt(self, causes: int) -> None:
+        """The driver has seen *causes*."""
+        self.interrupt_status &= ~causes
+
+    def close(self) -> None:
+        """Stop the device for good."""
+        self._stop()

@@ -1,0 +1,235 @@
+"""virtio over MMIO, modern (VIRTIO 1.2 §4.2.2): the register face of `TransportCore`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vmm.regs import RegisterBlock, register, write_only
+from vmm.virtio.transport.core import TransportCore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.irq import IrqLine
+    from vmm.memory import GuestMemory
+    from vmm.trace import Tally, Trace
+    from vmm.virtio.device import VirtioDevice
+
+MAGIC = int.from_bytes(b"virt", "little")
+VERSION = 2
+VENDOR = int.from_bytes(b"PYVM", "little")
+QUEUE_NOTIFY = 0x050
+CONFIG = 0x100
+_U32 = 0xFFFF_FFFF
+
+
+class MmioTransport(RegisterBlock):
+    """One virtio device on the MMIO bus.
+
+    Each queue has an eventfd in `kick_fds`, for the machine to hand to KVM_IOEVENTFD (at `QUEUE_NOTIFY`, with the
+    queue's index as datamatch) and to the event loop (with `kick_callback`, under `lock`).
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        irq: IrqLine,
+        *,
+        on_fault: Callable[[str], None],
+        trace: Trace | None,
+        tally: Tally,
+    ) -> None:
+        super().__init__()
+        self.name = device.name
+        self.device = device
+        self.kick_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queue_sizes]
+        self.core = TransportCore(
+            device,
+            memory,
+            irq,
+            self.lock,
+            rekick=lambda index: os.eventfd_write(self.kick_fds[index], 1),
+            on_fault=on_fault,
+            trace=trace,
+            tally=tally,
+        )
+
+    def kick_callback(self, index: int) -> Callable[[], None]:
+        """What the event loop calls, under `lock`, when `kick_fds[index]` is readable."""
+        fd, notify = self.kick_fds[index], self.core.notify
+
+        def kicked() -> None:
+            try:
+                os.eventfd_read(fd)
+            except BlockingIOError:  # a stale event: somebody drained it already
+                return
+            notify(index)
+
+        return kicked
+
+    def close(self) -> None:
+        """Stop the device and close the eventfds; the loop and KVM must have let go of them."""
+        with self.lock:
+            self.core.close()
+        for fd in self.kick_fds:
+            os.close(fd)
+        self.kick_fds.clear()
+
+    # The configuration space takes every width at every offset; the registers are 32 bits wide.
+
+    def read(self, offset: int, size: int) -> int:
+        """As `RegisterBlock.read`, with the configuration space from `CONFIG` on."""
+        if offset >= CONFIG:
+            return self.device.read_config(offset - CONFIG, size)
+        return super().read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """As `RegisterBlock.write`, with the configuration space from `CONFIG` on."""
+        if offset >= CONFIG:
+            self.device.write_config(offset - CONFIG, size, value)
+        else:
+            super().write(offset, size, value)
+
+    def register_name(self, offset: int) -> str:
+        """As `RegisterBlock.register_name`."""
+        return f"Config+{offset - CONFIG:#x}" if offset >= CONFIG else super().register_name(offset)
+
+    # Identity.
+
+    @register(0x000, "MagicValue")
+    def magic(self) -> int:
+        return MAGIC
+
+    @register(0x004, "Version")
+    def version(self) -> int:
+        return VERSION
+
+    @register(0x008, "DeviceID")
+    def device_id(self) -> int:
+        return self.device.device_id
+
+    @register(0x00C, "VendorID")
+    def vendor_id(self) -> int:
+        return VENDOR
+
+    # Negotiation.
+
+    @register(0x010, "DeviceFeatures")
+    def device_features(self) -> int:
+        return self.core.read_device_features()
+
+    @write_only(0x014, "DeviceFeaturesSel")
+    def device_features_sel(self, value: int) -> None:
+        self.core.device_features_select = value
+
+    @write_only(0x020, "DriverFeatures")
+    def driver_features(self, value: int) -> None:
+        self.core.write_driver_features(value)
+
+    @write_only(0x024, "DriverFeaturesSel")
+    def driver_features_sel(self, value: int) -> None:
+        self.core.driver_features_select = value
+
+    @register(0x070, "Status")
+    def status(self) -> int:
+        return self.core.status
+
+    @status.writer
+    def _write_status(self, value: int) -> None:
+        self.core.write_status(value)
+
+    # Queues.
+
+    @write_only(0x030, "QueueSel")
+    def queue_sel(self, value: int) -> None:
+        self.core.queue_select = value
+
+    @register(0x034, "QueueNumMax")
+    def queue_num_max(self) -> int:
+        return self.core.queue.max_size if self.core.queue else 0
+
+    @write_only(0x038, "QueueNum")
+    def queue_num(self, value: int) -> None:
+        queue = self.core.open_queue
+        if queue is not None:
+            queue.size = value
+
+    @register(0x044, "QueueReady")
+    def queue_ready(self) -> int:
+        return int(self.core.queue.ready) if self.core.queue else 0
+
+    @queue_ready.writer
+    def _write_queue_ready(self, value: int) -> None:
+        self.core.write_queue_ready(value)
+
+    @write_only(QUEUE_NOTIFY, "QueueNotify")
+    def queue_notify(self, value: int) -> None:
+        self.core.notify(value)
+
+    @write_only(0x080, "QueueDescLow")
+    def queue_desc_low(self, value: int) -> None:
+        self._set_area("desc", 0, value)
+
+    @write_only(0x084, "QueueDescHigh")
+    def queue_desc_high(self, value: int) -> None:
+        self._set_area("desc", 32, value)
+
+    @write_only(0x090, "QueueDriverLow")
+    def queue_driver_low(self, value: int) -> None:
+        self._set_area("driver", 0, value)
+
+    @write_only(0x094, "QueueDriverHigh")
+    def queue_driver_high(self, value: int) -> None:
+        self._set_area("driver", 32, value)
+
+    @write_only(0x0A0, "QueueDeviceLow")
+    def queue_device_low(self, value: int) -> None:
+        self._set_area("device", 0, value)
+
+    @write_only(0x0A4, "QueueDeviceHigh")
+    def queue_device_high(self, value: int) -> None:
+        self._set_area("device", 32, value)
+
+    def _set_area(self, area: str, shift: int, value: int) -> None:
+        """Set 32 bits of a queue area's 64-bit address, from bit *shift* on."""
+        queue = self.core.open_queue
+        if queue is not None:
+            setattr(queue, area, getattr(queue, area) & ~(_U32 << shift) | value << shift)
+
+    # Interrupts.
+
+    @register(0x060, "InterruptStatus")
+    def interrupt_status(self) -> int:
+        return self.core.interrupt_status
+
+    @write_only(0x064, "InterruptACK")
+    def interrupt_ack(self, value: int) -> None:
+        self.core.acknowledge_interrupt(value)
+
+    # Shared memory regions: none. A region that does not exist has a length and a base of -1.
+
+    @write_only(0x0AC, "SHMSel")
+    def shm_sel(self, value: int) -> None:
+        pass
+
+    @register(0x0B0, "SHMLenLow")
+    def shm_len_low(self) -> int:
+        return _U32
+
+    @register(0x0B4, "SHMLenHigh")
+    def shm_len_high(self) -> int:
+        return _U32
+
+    @register(0x0B8, "SHMBaseLow")
+    def shm_base_low(self) -> int:
+        return _U32
+
+    @register(0x0BC, "SHMBaseHigh")
+    def shm_base_high(self) -> int:
+        return _U32
+
+    @register(0x0FC, "ConfigGeneration")
+    def config_generation(self) -> int:
+        return self.core.generation
