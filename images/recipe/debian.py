@@ -14,8 +14,6 @@ from .errors import RecipeError
 if TYPE_CHECKING:
     from .progress import Progress
 
-PACKAGES_FILE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "packages.txt")
-
 
 def check_tools(tools: dict[str, str]) -> None:
     """Looks for each tool (a program on PATH, or a file by absolute path); `tools` maps it to its package.

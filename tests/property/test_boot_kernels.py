@@ -20,8 +20,9 @@ from tests.fakes import kernels
 from tests.fakes.kernels import LOAD
 from vmm import layout
 from vmm.boot import acpi, decompress, e820, elf
-from vmm.boot.kernel import PROTOCOLS, load_kernel, plan_boot
+from vmm.boot.kernel import load_kernel, plan_boot
 from vmm.boot.plan import BootPlan
+from vmm.config import BOOT_PROTOCOLS
 from vmm.errors import ConfigError
 
 MIB = 1 << 20
@@ -31,6 +32,9 @@ KERNELS = [VMLINUX, *(kernels.bzimage(payload) for payload in PAYLOADS.values())
 TABLES = acpi.build_tables(2, [(layout.VIRTIO_MMIO_BASE, layout.VIRTIO_MMIO_SIZE, 5)])
 
 INTERESTING = st.sampled_from([0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFF_FFFF, 0xFFFF_FFFF, 1 << 63, 2**64 - 1])
+
+#: Where the numbers are: of the ELF header and the first program header, and of the setup header.
+FIELDS = [*range(0x10, 0x40, 2), *range(0x40, 0x78, 4), 0x1F1, 0x1F4, *range(0x201, 0x268)]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     data = bytearray(draw(st.sampled_from(KERNELS)))
     for _ in range(draw(st.integers(0, 4))):
         size, form = draw(st.sampled_from([(1, "<B"), (2, "<H"), (4, "<I"), (8, "<Q")]))
-        offset = draw(st.one_of(st.integers(0, 0x280), st.integers(0, len(data) - 8)))
+        offset = draw(st.one_of(st.sampled_from(FIELDS), st.integers(0, 0x280), st.integers(0, len(data) - 8)))
         value = draw(st.one_of(INTERESTING, st.integers(0, 2**64 - 1)))
         struct.pack_into(form, data, offset, value & (1 << 8 * size) - 1)
     if draw(st.booleans()):
@@ -62,7 +66,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 @settings(max_examples=400, deadline=None)
-@given(data=mutated(), protocol=st.sampled_from(PROTOCOLS), kaslr=st.booleans())
+@given(data=mutated(), protocol=st.sampled_from(BOOT_PROTOCOLS), kaslr=st.booleans())
 def test_mutated_kernels_are_planned_or_refused(path: str, data: bytes, protocol: str, kaslr: bool) -> None:
     try:
         image = load_kernel(place(path, data), cache_dir=None)
@@ -127,7 +131,7 @@ def layouts(draw: st.DrawFn) -> bytes:
     data=st.one_of(layouts(), st.sampled_from(KERNELS)),
     initrd=st.integers(0, 40 * MIB),
     memory_bytes=st.one_of(st.integers(1, 256), st.sampled_from([3 << 10, (3 << 10) + 1, 8 << 10])).map(MIB.__mul__),
-    protocol=st.sampled_from(PROTOCOLS),
+    protocol=st.sampled_from(BOOT_PROTOCOLS),
 )
 def test_plans_keep_their_promises(path: str, data: bytes, initrd: int, memory_bytes: int, protocol: str) -> None:
     options = {"initrd": bytes(initrd), "cmdline": "quiet", "protocol": protocol, "kaslr": False, "acpi": TABLES}

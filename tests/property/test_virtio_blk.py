@@ -61,8 +61,8 @@ def _read(rig: Rig, buffers: list[Buffer]) -> bytes:
 @given(script=requests)
 def test_it_is_a_disk_however_the_requests_are_cut(script: list[tuple[int, int, int, list[int], bool]]) -> None:
     """VIRTIO 1.2 §2.7.4.1: "The device MUST NOT make assumptions about the particular arrangement of descriptors."
-    §5.2.6.2: "the device MUST ensure that the writes are committed to stable storage before reporting completion" of a
-    VIRTIO_BLK_T_FLUSH.
+    §5.2.6.2: "If the device is backed by persistent storage, the device MUST ensure that stable writes are committed to
+    it, before reporting completion of the write […] or the flush".
     """
     model = Model()
     with tempfile.NamedTemporaryFile() as image:

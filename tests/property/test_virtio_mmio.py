@@ -77,9 +77,9 @@ relaxed = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @relaxed
 @given(kind=kinds, script=st.lists(accesses, max_size=60))
 def test_any_register_accesses(kind: str, script: list[tuple[int, int, int]]) -> None:
-    """VIRTIO 1.2 §4.2.2.2: "The driver MUST NOT access memory locations not described in the table 4.1 […], MUST NOT
-    write to the read-only registers and MUST NOT read from the write-only registers", and uses 32 bit accesses: one
-    that does is not honoured, and harms nobody.
+    """VIRTIO 1.2 §4.2.2.2: "The driver MUST NOT access memory locations not described in the table […], MUST NOT write
+    to the read-only registers […] and MUST NOT read from the write-only registers […]. The driver MUST only use 32 bit
+    wide and aligned reads and writes to access the control registers". One that does otherwise harms nobody.
     """
     world = World(kind)
     try:

@@ -64,8 +64,9 @@ def test_any_table_is_a_chain_or_a_fault(
     aim: list[tuple[int, int]],
 ) -> None:
     """VIRTIO 1.2 §2.7.5.2: "Drivers MUST NOT add a descriptor chain longer than 2^32 bytes in total; this implies that
-    loops in the descriptor chain are forbidden!" §2.7.5.3.1: "A driver MUST NOT set both VIRTQ_DESC_F_INDIRECT and
-    VIRTQ_DESC_F_NEXT in flags", nor nest tables. §2.7.4.2: "The driver MUST place any device-writable descriptor
+    loops in the descriptor chain are forbidden!" §2.7.5.3.1: "The driver MUST NOT set the VIRTQ_DESC_F_INDIRECT flag
+    within an indirect descriptor", "A driver MUST NOT set both VIRTQ_DESC_F_INDIRECT and VIRTQ_DESC_F_NEXT in flags."
+    §2.7.4.2: "The driver MUST place any device-writable descriptor
     elements after any device-readable descriptor elements."
     """
     for index, count in aim:  # some that do point to the inner table
@@ -116,8 +117,8 @@ def test_an_honest_driver_gets_everything_back(
     rounds: list[list[tuple[tuple[list[bytes], list[int]], bool]]], event_idx: bool, start: int
 ) -> None:
     """VIRTIO 1.2 §2.7.8.2: "The device MUST set len prior to updating the used idx. The device MUST write at least len
-    bytes to descriptor, beginning at the first device-writable buffer." §2.7.6: avail.idx "starts at 0, and increases",
-    that is modulo 2^16.
+    bytes to descriptor, beginning at the first device-writable buffer." §2.7.6: avail.idx "starts at 0, and increases"
+    (modulo 2^16).
     """
     features = Feature.INDIRECT_DESC | (Feature.EVENT_IDX if event_idx else 0)
     with guest_memory() as memory:
@@ -151,7 +152,7 @@ def test_an_honest_driver_gets_everything_back(
     nearby=st.booleans(),
 )
 def test_interrupts_by_event_index(start: int, batches: list[int], events: list[int], nearby: bool) -> None:
-    """VIRTIO 1.2 §2.7.7.2: "if the VIRTIO_F_EVENT_IDX feature bit is negotiated […] If the idx field in the used ring
+    """VIRTIO 1.2 §2.7.7.2: "if the VIRTIO_F_EVENT_IDX feature bit is negotiated: […] If the idx field in the used ring
     (which determined where that descriptor index was placed) was equal to used_event, the device MUST send a
     notification. Otherwise the device SHOULD NOT send a notification."
     """
@@ -168,8 +169,8 @@ def test_interrupts_by_event_index(start: int, batches: list[int], events: list[
 
 @given(start=st.integers(0, 0xFFFF), jumps=st.lists(st.integers(0, 0xFFFF), max_size=20))
 def test_the_available_index_is_never_believed_beyond_the_ring(start: int, jumps: list[int]) -> None:
-    """VIRTIO 1.2 §2.7.13.3.1: "The driver MUST NOT decrement the available idx on a virtqueue (ie. there is no way to
-    'unexpose' buffers)"; and there are never more buffers than descriptors.
+    """VIRTIO 1.2 §2.7.6.1: "A driver MUST NOT decrement the available idx on a virtqueue (ie. there is no way to
+    “unexpose” buffers)"; and there are never more buffers than descriptors.
     """
     with guest_memory() as memory:
         driver, queue = ring(memory, 0, start)

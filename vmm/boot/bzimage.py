@@ -29,7 +29,7 @@ from vmm.boot import zeropage
 from vmm.boot.plan import LoadedKernel
 from vmm.errors import ConfigError
 
-_HEADER_MIN = 0x268  # up to version 2.12's last field
+_HEADER_END_MIN = 0x268  # behind the last field of version 2.12
 _SECTOR = 512
 _LOADED_HIGH = 1 << 0
 _KERNEL_64 = 1 << 0
@@ -121,12 +121,14 @@ def parse(data: memoryview, where: str) -> BzImage:
 
     Raises: `ConfigError` (at *where*) for one that is too old, not for x86-64, truncated, or makes no sense.
     """
-    if len(data) < _HEADER_MIN:
+    if len(data) < _HEADER_END_MIN:
         raise ConfigError("the bzImage is truncated: shorter than its header", where=where)
     version, loadflags, xloadflags = (struct.unpack_from("<H", data, at)[0] for at in (0x206, 0x211, 0x236))
     if version < 0x20C:
         raise ConfigError(f"the kernel speaks boot protocol {version >> 8}.{version & 0xFF:02}, 2.12 is needed",
                           where=where, fix="give a kernel of Linux 3.8 or later")  # fmt: skip
+    if 0x202 + data[0x201] < _HEADER_END_MIN:
+        raise ConfigError(f"the bzImage header ends at {0x202 + data[0x201]:#x} already", where=where)
     if not xloadflags & _KERNEL_64 or not loadflags & _LOADED_HIGH:
         raise ConfigError("a 32-bit x86 kernel", where=where, fix="give an x86-64 kernel (CONFIG_64BIT=y)")
     setup_size = ((data[0x1F1] or 4) + 1) * _SECTOR
@@ -145,5 +147,6 @@ def _version(data: memoryview, setup_size: int, pointer: int) -> str:
     at = pointer + 0x200
     if pointer == 0 or at >= setup_size:
         return ""
-    text = bytes(data[at : min(at + 64, setup_size)]).split(b"\0")[0].split(b" ")[0]
-    return text.decode("ascii", "replace") if text.isascii() else ""
+    raw = bytes(data[at : min(at + 64, setup_size)]).split(b"\0")[0].split(b" ")[0]
+    text = raw.decode("ascii", "replace")
+    return text if raw.isascii() and text.isprintable() else ""

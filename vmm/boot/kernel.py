@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -16,9 +17,6 @@ from vmm.errors import ConfigError
 if TYPE_CHECKING:
     from vmm.boot.bzimage import BzImage
     from vmm.boot.plan import Bytes, EntryState, LoadedKernel, Piece
-
-#: The ways to enter a kernel, as `--boot` names them.
-PROTOCOLS = ("auto", "bzimage", "elf", "pvh")
 
 _MIB = 1 << 20
 _LINUX_INITRD_MAX = 0x7FFF_FFFF
@@ -86,8 +84,8 @@ def plan_boot(
 ) -> BootPlan:
     """Lay *image* out in a guest with *memory_bytes* of RAM.
 
-    *protocol* is one of `PROTOCOLS`; *kaslr* lets the kernel unpack and move itself; *acpi* are the tables for
-    `layout.ACPI_TABLES` as `acpi.build_tables` makes them, empty for none.
+    *protocol* is one of `config.BOOT_PROTOCOLS`; *kaslr* lets the kernel unpack and move itself; *acpi* are the tables
+    for `layout.ACPI_TABLES` as `acpi.build_tables` makes them, empty for none.
 
     Raises: `ConfigError` where image and protocol do not go together, the command line is too long, or the RAM is too
     small, with the least `--memory` that would do.
@@ -139,8 +137,7 @@ def _load(image: KernelImage, way: str) -> tuple[LoadedKernel, str]:
                           fix="use --boot elf, or a kernel with CONFIG_PVH=y")  # fmt: skip
     if not vmlinux.has_code_at(entry):
         raise ConfigError(f"the kernel's entry point {entry:#x} is in none of its segments", where=image.path)
-    kernel = vmlinux.load(entry)
-    kernel.init_header = bz.header if bz else b""
+    kernel = vmlinux.load(entry, bz.header if bz else b"")
     unpacked = f"{bz.compression} payload unpacked, " if bz else ""
     how = "by PVH" if way == "pvh" else "as ELF"
     return kernel, f"{name} ({unpacked}entered {how} at {entry:#x})"
@@ -198,8 +195,8 @@ def _map_file(path: str, kind: str) -> memoryview:
     except FileNotFoundError:
         raise ConfigError(f"there is no such {kind} file", where=path, fix=f"check --{kind}") from None
     except OSError as error:
-        raise ConfigError(f"cannot open the {kind}: {error.strerror}", where=path,
-                          fix=f"make it readable: chmod a+r {path}") from error  # fmt: skip
+        fix = f"make it readable: chmod a+r {path}" if error.errno == errno.EACCES else f"check --{kind}"
+        raise ConfigError(f"cannot open the {kind}: {error.strerror}", where=path, fix=fix) from error
     except ValueError:
         raise ConfigError("a path cannot have a NUL character in it", where=f"--{kind}") from None
     try:

@@ -69,7 +69,7 @@ class LoadedKernel:
     __slots__ = ("end", "entry", "init_header", "pieces", "zero")
 
     def __init__(
-        self, pieces: list[Piece], zero: list[tuple[int, int]], end: int, entry: int, init_header: bytes = b""
+        self, pieces: list[Piece], zero: list[tuple[int, int]], end: int, entry: int, init_header: bytes
     ) -> None:
         self.pieces, self.zero, self.end, self.entry, self.init_header = pieces, zero, end, entry, init_header
 

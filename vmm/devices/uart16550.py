@@ -18,8 +18,11 @@ readiness paces it in both directions, and nothing is lost or kept without bound
 
 * Out: while the host takes no more, the bytes stay in the transmitter's FIFO and LSR.THRE stays clear, so the guest
   waits. A guest that writes on regardless overwrites nothing but loses the byte, as on the chip.
-* In: what the host sends waits in a queue, of which the receiver's FIFO gets as much as it holds. While the queue is
-  full the source is told to stop. A guest that raised RTS and drops it (`stty crtscts`) stops the flow too.
+* In: what the host sends waits in a queue, of which the receiver's FIFO gets as much as it holds, while the guest
+  listens: raises RTS, as every driver does when its port is opened (`stty crtscts` drops it to stop the flow). So what
+  is piped in before the guest has booted is not thrown away when its driver clears the FIFOs. A guest that never
+  raised RTS listens while it has IER.RDI set, or for good once it polls. While the queue is full the source is told
+  to stop.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 FIFO_SIZE = 16
 #: The source is told to stop when this many bytes wait for the guest, and to go on when half of them are gone.
 INPUT_LIMIT = 4096
+#: So many reads of LSR without a byte written between are polling for input, not waiting to write.
+POLLING_READS = 32
 
 _IER_RDI, _IER_THRI, _IER_RLSI, _IER_MSI = 0x01, 0x02, 0x04, 0x08
 _IIR_MSI, _IIR_NO_INT, _IIR_THRI, _IIR_RDI, _IIR_RLSI, _IIR_RX_TIMEOUT = 0x00, 0x01, 0x02, 0x04, 0x06, 0x0C
@@ -75,6 +80,7 @@ class Uart16550(RegisterBlock):
         self._overrun = False
         self._thr_interrupt = False
         self._rts_used = False
+        self._lsr_reads = 0
         self._interrupting = False
 
     # The host's side.
@@ -114,6 +120,8 @@ class Uart16550(RegisterBlock):
             self._divisor = self._divisor & 0xFF00 | value
             return
         self._thr_interrupt = False
+        if self._lsr_reads < POLLING_READS:
+            self._lsr_reads = 0
         if self._mcr & _MCR_LOOP:
             self._loop_back(value)
         elif (self._sending or not self._output.write(bytes((value,)))) and len(self._sending) < self._depth:
@@ -136,6 +144,12 @@ class Uart16550(RegisterBlock):
             # Enabling the interrupt while the transmitter is empty raises it, even if an IIR read had cleared it:
             # that is how drivers start sending, and what Linux tests for at start-up (UART_BUG_TXEN, UART_BUG_THRE).
             self._thr_interrupt = not self._sending
+        if self._listens():
+            self._fill_receiver()
+        elif not self._rts_used and not self._mcr & _MCR_LOOP:
+            # Linux sets all of IER for a moment when it looks for the chip; nothing it then discards may be input.
+            self._input.extendleft(reversed(self._received))
+            self._received.clear()
         self._signal(looked=True)
 
     @register(2, "IIR/FCR", width=1)
@@ -182,6 +196,10 @@ class Uart16550(RegisterBlock):
 
     @register(5, "LSR", width=1)
     def line_status(self) -> int:
+        if self._lsr_reads < POLLING_READS:
+            self._lsr_reads += 1
+            if self._lsr_reads == POLLING_READS:
+                self._fill_receiver()
         status = _LSR_DR if self._received else 0
         if not self._sending:
             status |= _LSR_THRE | _LSR_TEMT
@@ -212,10 +230,16 @@ class Uart16550(RegisterBlock):
     def _depth(self) -> int:
         return FIFO_SIZE if self._fcr & _FCR_ENABLE else 1
 
+    def _listens(self) -> bool:
+        if self._mcr & _MCR_LOOP:  # the line is cut off
+            return False
+        if self._rts_used:
+            return bool(self._mcr & _MCR_RTS)
+        return bool(self._ier & _IER_RDI) or self._lsr_reads >= POLLING_READS
+
     def _fill_receiver(self) -> None:
         """Let the waiting input into the receiver's FIFO, as far as it goes."""
-        # In loopback mode the line is cut off. RTS counts once it was raised: polling guests never touch it.
-        if self._mcr & _MCR_LOOP or (self._rts_used and not self._mcr & _MCR_RTS):
+        if not self._listens():
             return
         while self._input and len(self._received) < self._depth:
             self._received.append(self._input.popleft())

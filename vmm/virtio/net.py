@@ -167,7 +167,8 @@ class _Receiver:
         self._active, self._queue = active, queue
         self._mergeable = bool(active.features & NetFeature.MRG_RXBUF)
         self._checksums = bool(active.features & NetFeature.GUEST_CSUM)
-        self._uncut_max = _FRAME_MIN + _VLAN_TAG + mtu if active.features & NetFeature.MTU else FRAME_MAX
+        self._segments = bool(active.features & (NetFeature.GUEST_TSO4 | NetFeature.GUEST_TSO6))
+        self._whole_max = _FRAME_MIN + _VLAN_TAG + mtu if active.features & NetFeature.MTU else FRAME_MAX
         self._spill = memoryview(bytearray(FRAME_MAX))
         # The frame in hand: the buffers it has so far with the bytes in each, and what is still in the spill.
         self._buffers: list[tuple[DescriptorChain, int]] = []
@@ -229,8 +230,10 @@ class _Receiver:
     def _acceptable(self, first: DescriptorChain, size: int) -> bool:
         if size < _FRAME_MIN or (self._rest and not self._mergeable):
             return False
-        # Frames to be cut by the guest (gso_type, byte 1) may exceed the MTU, others not (VIRTIO 1.2 §5.1.4.2).
-        return size <= self._uncut_max or chain.gather(first.writable, HEADER_SIZE)[1] != _GSO_NONE
+        if chain.gather(first.writable, HEADER_SIZE)[1] == _GSO_NONE:
+            return size <= self._whole_max  # VIRTIO 1.2 §5.1.4.1
+        # Frames to be segmented may be left from a driver that took them; this one must want them too (§5.1.6.4.1).
+        return self._segments
 
     def _complete(self) -> bool:
         """Bring the frame in hand to the driver as a whole; False if that must wait for more buffers."""

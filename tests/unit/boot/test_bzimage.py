@@ -47,7 +47,7 @@ def test_what_is_appended_is_not_loaded() -> None:
     assert bytes(piece) == data[3 * 512 :]
 
 
-@pytest.mark.parametrize("release", [b"", b"\xff\xfe"])
+@pytest.mark.parametrize("release", [b"", b"\xff\xfe", b"6.1\x1b[2J"])
 def test_no_sensible_version(release: bytes) -> None:
     assert parse(kernels.bzimage(CONTENT, release=release)).version == ""
 
@@ -60,6 +60,7 @@ def test_no_sensible_version(release: bytes) -> None:
         (kernels.bzimage(CONTENT)[:-16], "truncated"),
         (kernels.bzimage(CONTENT, version=0x20B), "boot protocol 2.11, 2.12 is needed"),
         (kernels.bzimage(CONTENT, xloadflags=0), "a 32-bit x86 kernel"),
+        (patched(0x201, "<B", 0x40), "header ends at 0x242 already"),
         (patched(0x211, "<B", 0), "a 32-bit x86 kernel"),
         (patched(0x1F4, "<I", 0), "truncated"),
         (patched(0x24C, "<I", 0xFFFF_FFFF), "its payload ends at"),

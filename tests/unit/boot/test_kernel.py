@@ -238,6 +238,18 @@ def test_initrd_file(tmp_path: Path) -> None:
     assert bytes(load_initrd(str(path))) == b"070701"
 
 
+def test_no_fd_is_left(tmp_path: Path) -> None:
+    def fds() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = fds()
+    plan(load(tmp_path, kernels.bzimage(kernels.payload("xz", kernels.vmlinux())), cache=True))
+    plan(load(tmp_path, kernels.vmlinux()), protocol="pvh")
+    with pytest.raises(ConfigError):
+        load_kernel(str(tmp_path), cache_dir=None)
+    assert fds() == before
+
+
 # The cache.
 
 

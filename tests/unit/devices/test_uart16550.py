@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.lines import CountingIrq, Sink
 from vmm.bus import Bus
-from vmm.devices.uart16550 import FIFO_SIZE, INPUT_LIMIT, Uart16550
+from vmm.devices.uart16550 import FIFO_SIZE, INPUT_LIMIT, POLLING_READS, Uart16550
 
 RBR = THR = DLL = 0
 IER = DLM = 1
@@ -56,8 +56,16 @@ class Port:
 
 
 @pytest.fixture
-def port() -> Port:
+def new_port() -> Port:
+    """As after a reset."""
     return Port()
+
+
+@pytest.fixture
+def port(new_port: Port) -> Port:
+    """Open, as drivers leave it: RTS is raised."""
+    new_port.write(MCR, RTS)
+    return new_port
 
 
 @pytest.fixture
@@ -248,7 +256,6 @@ def test_a_paste_of_100_kb_arrives_whole_in_constant_memory(fifo_port: Port) -> 
 
 
 def test_a_guest_that_drops_rts_stops_the_flow(fifo_port: Port) -> None:
-    fifo_port.write(MCR, RTS)
     fifo_port.write(MCR, 0)
     fifo_port.receive(b"x")
     assert not fifo_port.read(LSR) & DR
@@ -259,9 +266,45 @@ def test_a_guest_that_drops_rts_stops_the_flow(fifo_port: Port) -> None:
     assert fifo_port.read_all() == b"x"
 
 
-def test_a_guest_that_never_raised_rts_gets_its_input(fifo_port: Port) -> None:
-    fifo_port.receive(b"x")
-    assert fifo_port.read_all() == b"x"
+def test_input_from_before_the_driver_started_outlives_its_start(new_port: Port) -> None:
+    """Linux probes (IER = 0x0F), prints by polling, and when the port is opened clears the FIFOs and reads RBR."""
+    new_port.receive(b"poweroff\n")
+    new_port.write(IER, 0x0F)
+    new_port.write(IER, 0)
+    for byte in b"Linux version " * 10:
+        while not new_port.read(LSR) & THRE:
+            pass
+        new_port.write(THR, byte)
+    for value in (0x01, 0x07, 0x00):
+        new_port.write(FCR, value)
+    for register in (LSR, RBR, IIR, MSR):
+        new_port.read(register)
+    new_port.write(FCR, 0x81)
+    new_port.write(MCR, OUT2 | RTS | 0x01)
+    new_port.irq.taken()
+    new_port.write(IER, RDI | RLSI)
+    assert new_port.irq.taken() == 1
+    assert new_port.read_all() == b"poweroff\n"
+
+
+def test_a_guest_that_polls_and_never_raises_rts_gets_its_input(new_port: Port) -> None:
+    new_port.receive(b"hello")
+    reads = 0
+    while not new_port.read(LSR) & DR:
+        reads += 1
+    assert reads < POLLING_READS
+    assert new_port.read(RBR) == ord("h")
+    new_port.write(THR, ord("h"))
+    for expected in b"ello":
+        assert new_port.read(LSR) & DR
+        assert new_port.read(RBR) == expected
+
+
+def test_a_guest_that_takes_interrupts_and_never_raises_rts_gets_its_input(new_port: Port) -> None:
+    new_port.write(IER, RDI)
+    new_port.receive(b"x")
+    assert new_port.irq.taken() == 1
+    assert new_port.read(RBR) == ord("x")
 
 
 # Loopback and the modem lines.
@@ -313,7 +356,7 @@ def test_the_line_is_cut_off_in_loopback_and_nothing_is_lost(fifo_port: Port) ->
     fifo_port.write(MCR, LOOP)
     fifo_port.receive(b"typed")
     assert not fifo_port.read(LSR) & DR
-    fifo_port.write(MCR, 0)
+    fifo_port.write(MCR, RTS)
     assert fifo_port.read_all() == b"typed"
 
 

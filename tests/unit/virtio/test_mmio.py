@@ -10,6 +10,7 @@ from tests.fakes.driver import MIB, Rig
 from tests.unit.virtio.conftest import MakeRig
 from vmm import layout
 from vmm.bus import Bus
+from vmm.virtio.chain import DescriptorChain, scatter
 from vmm.virtio.device import TURN_BYTES, ActiveDevice, VirtioDevice
 from vmm.virtio.spec import DescFlag, Feature, Interrupt, Status
 
@@ -46,10 +47,7 @@ class EchoDevice(VirtioDevice):
         self.life.append("reset")
         self.active = None
 
-    def _echo(self, _active: ActiveDevice, chain: object) -> int:
-        from vmm.virtio.chain import DescriptorChain, scatter
-
-        assert isinstance(chain, DescriptorChain)
+    def _echo(self, _active: ActiveDevice, chain: DescriptorChain) -> int:
         self.served += 1
         return scatter(chain.writable, b"".join(chain.readable)) if chain.writable else 0
 

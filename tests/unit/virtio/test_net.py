@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -251,6 +253,15 @@ def test_the_mtu_holds_for_frames_that_are_not_cut(
     assert used(rig, RX) == [HEADER_SIZE + 14 + 4 + MTU]
 
 
+def test_frames_to_be_segmented_only_for_those_who_asked(rig: Rig, tap: SocketTap, loop: SteppedLoop) -> None:
+    rig.driver.start(MERGING)
+    offer(rig, 4096)
+    tap.outside.send(header(gso=1) + frame(3000))
+    tap.outside.send(HEADER + frame(60))
+    loop.settle()
+    assert used(rig, RX) == [72]
+
+
 @pytest.mark.parametrize(("features", "flags"), [(PLAIN, 0), (PLAIN | NetFeature.GUEST_CSUM, 2)])
 def test_checksum_flags_only_for_those_who_asked(
     rig: Rig, tap: SocketTap, loop: SteppedLoop, features: int, flags: int
@@ -418,3 +429,41 @@ def test_a_receive_queue_taken_back(rig: Rig, tap: SocketTap, loop: SteppedLoop)
     loop.settle()
     assert used(rig, RX) == []
     assert not loop.watches(tap.fileno())
+
+
+def test_resets_while_the_io_thread_receives(rig: Rig, tap: SocketTap) -> None:
+    """A vCPU thread resets and starts the device again and again while frames pour in."""
+    loop = SteppedLoop()
+    rig.device._loop = loop  # type: ignore[attr-defined]
+    pouring = True
+
+    def pour() -> None:
+        while pouring:
+            try:
+                tap.outside.send(header(gso=1) + bytes(300))
+            except BlockingIOError:
+                time.sleep(0)
+
+    threads = [threading.Thread(target=loop.run), threading.Thread(target=pour)]
+    for thread in threads:
+        thread.start()
+    received = 0
+    try:
+        for turn in range(300):
+            rig.driver.arena = rig.arena = Arena(rig.memory, 0x1_0000 if turn % 2 else 0x20_0000, rig.memory_bytes)
+            rig.driver.start()
+            for _ in range(16):
+                offer(rig, 128)
+            rig.driver.kick(RX)
+            if turn % 3 == 0:
+                time.sleep(0.001)
+            received += len(used(rig, RX))
+    finally:
+        pouring = False
+        rig.driver.reset()
+        loop.stop()
+        for thread in threads:
+            thread.join()
+        loop.close()
+    assert received > 0
+    assert rig.faults == []

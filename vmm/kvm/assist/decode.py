@@ -31,6 +31,7 @@ class Instruction:
     `opcode_map`       0 one-byte, 1 `0F`, 2 `0F 38`, 3 `0F 3A`; VEX-encoded or not
     `prefix`           the mandatory prefix: 0, 0x66, 0xF2 or 0xF3
     `rex_w`            64-bit operands
+    `has_rex`          a REX prefix is there: byte registers 4 … 7 are SPL … DIL, not AH … BH
     `operand16`        an operand-size prefix stands anywhere before the opcode
     `reg`, `rm`        the ModRM fields, extended by REX/VEX; `rm` of a memory operand is None
     `vvvv`             the extra register of a VEX instruction, None without VEX
@@ -42,6 +43,7 @@ class Instruction:
 
     __slots__ = (
         "address",
+        "has_rex",
         "immediate",
         "length",
         "modrm",
@@ -74,6 +76,7 @@ class Instruction:
         at, rex, short_address = 0, 0, False
         self.prefix, self.segment, self.operand16 = 0, "", False
         self.vvvv: int | None = None
+        self.has_rex = False
         while True:
             byte = code[at]
             if byte in (0xF2, 0xF3) or (byte == 0x66 and not self.prefix):
@@ -82,15 +85,18 @@ class Instruction:
                 self.segment = _SEGMENT_PREFIXES[byte]
             elif byte == 0x67:
                 short_address = True
-            elif byte not in (0x66, 0xF0):
+            elif byte != 0x66:  # none of these instructions may be locked
                 break
             self.operand16 = self.operand16 or byte == 0x66
             at += 1
         if code[at] in (0xC4, 0xC5):
+            if self.prefix:
+                raise Undecodable
             at, rex = self._vex(code, at)
         else:
             if code[at] & 0xF0 == 0x40:
                 rex = code[at]
+                self.has_rex = True
                 at += 1
             at = self._opcode_map(code, at)
         self.rex_w = bool(rex & 8)
@@ -131,6 +137,8 @@ class Instruction:
                 raise Undecodable
             rex |= (0 if first & 0x40 else 2) | (0 if first & 0x20 else 1) | (8 if last & 0x80 else 0)
             at += 3
+        if last & 4:
+            raise Undecodable  # 256-bit vectors
         self.prefix = (0, 0x66, 0xF3, 0xF2)[last & 3]
         self.vvvv = ~last >> 3 & 15
         return at, rex

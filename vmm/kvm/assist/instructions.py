@@ -190,7 +190,8 @@ def _rdpid(cpu: Cpu, ins: Instruction) -> None:
 
 @assists("clwb", MAP_0F, 0xAE, prefix=0x66, reg=6)
 def _clwb(cpu: Cpu, ins: Instruction) -> None:
-    cpu.operand(ins, 1)  # it faults like a load; guest RAM has no cache of its own to write back
+    # It faults like a load; guest RAM has no cache of its own to write back.
+    read_linear(cpu.memory, cpu.sregs, cpu.linear(ins), 1)
 
 
 @assists("invpcid", MAP_0F38, 0x82, prefix=0x66)
@@ -238,48 +239,57 @@ def _stmxcsr(cpu: Cpu, ins: Instruction) -> None:
 # -- segments --------------------------------------------------------------------------------------------------------
 
 
-def _descriptor(cpu: Cpu, ins: Instruction) -> int | None:
-    """The GDT descriptor that the selector in r/m names, or None where there is none (LDTs are not looked at)."""
+_CONFORMING = frozenset((0x1C, 0x1D, 0x1E, 0x1F))
+_SEGMENTS = frozenset(range(0x10, 0x20))
+_HAVE_LIMIT = _SEGMENTS | {0x02, 0x09, 0x0B}  # also LDT and 64-bit TSS
+_HAVE_RIGHTS = _HAVE_LIMIT | {0x0C}  # also call gates
+
+
+def _descriptor(cpu: Cpu, ins: Instruction, kinds: frozenset[int]) -> int | None:
+    """The GDT descriptor that the selector in r/m names, or None where the processor would clear ZF.
+
+    *kinds* are the descriptor types (with the S bit) that the instruction takes. LDTs are not looked at.
+    """
     selector = cpu.operand(ins, 2)
     offset = selector & ~7
     if not offset or selector & 4 or offset + 7 > cpu.sregs.gdt.limit:
         return None
     base: int = cpu.sregs.gdt.base
-    return int.from_bytes(read_linear(cpu.memory, cpu.sregs, base + offset & (1 << 64) - 1, 8), "little")
+    raw = read_linear(cpu.memory, cpu.sregs, base + offset & (1 << 64) - 1, 8)
+    descriptor = int.from_bytes(raw, "little")
+    kind = descriptor >> 40 & 0x1F
+    if kind not in kinds or (kind not in _CONFORMING and selector & 3 > descriptor >> 45 & 3):
+        return None
+    return descriptor
 
 
 @assists("lsl", MAP_0F, 0x03)
 def _lsl(cpu: Cpu, ins: Instruction) -> None:
-    descriptor = _descriptor(cpu, ins)
-    if descriptor is None:
-        cpu.set_flags(ZF, 0)
-        return
-    limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000
-    cpu.set_register(ins.reg, limit << 12 | 0xFFF if descriptor >> 55 & 1 else limit, _size(ins))
-    cpu.set_flags(ZF, ZF)
+    descriptor = _descriptor(cpu, ins, _HAVE_LIMIT)
+    if descriptor is not None:
+        limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000
+        cpu.set_register(ins.reg, limit << 12 | 0xFFF if descriptor >> 55 & 1 else limit, _size(ins))
+    cpu.set_flags(ZF, 0 if descriptor is None else ZF)
 
 
 @assists("lar", MAP_0F, 0x02)
 def _lar(cpu: Cpu, ins: Instruction) -> None:
-    descriptor = _descriptor(cpu, ins)
-    if descriptor is None:
-        cpu.set_flags(ZF, 0)
-        return
-    cpu.set_register(ins.reg, descriptor >> 32 & 0xF0_FF00, _size(ins))
-    cpu.set_flags(ZF, ZF)
+    descriptor = _descriptor(cpu, ins, _HAVE_RIGHTS)
+    if descriptor is not None:
+        cpu.set_register(ins.reg, descriptor >> 32 & 0xFF_FF00, _size(ins))
+    cpu.set_flags(ZF, 0 if descriptor is None else ZF)
 
 
 @assists("verr", MAP_0F, 0x00, reg=4)
 def _verr(cpu: Cpu, ins: Instruction) -> None:
-    descriptor = _descriptor(cpu, ins) or 0
-    kind = descriptor >> 40 & 0x1F
+    kind = (_descriptor(cpu, ins, _SEGMENTS) or 0) >> 40 & 0x1F
     cpu.set_flags(ZF, ZF if kind & 0x18 == 0x10 or kind & 0x1A == 0x1A else 0)
 
 
 @assists("verw", MAP_0F, 0x00, reg=5)
 def _verw(cpu: Cpu, ins: Instruction) -> None:
-    descriptor = _descriptor(cpu, ins) or 0
-    cpu.set_flags(ZF, ZF if descriptor >> 40 & 0x1A == 0x12 else 0)
+    kind = (_descriptor(cpu, ins, _SEGMENTS) or 0) >> 40
+    cpu.set_flags(ZF, ZF if kind & 0x1A == 0x12 else 0)
 
 
 # -- bit counting, CRC, BMI, ADX -------------------------------------------------------------------------------------
@@ -292,9 +302,8 @@ def _popcnt(cpu: Cpu, ins: Instruction) -> None:
     cpu.set_flags(_ARITHMETIC, 0 if value else ZF)
 
 
-def _crc32(cpu: Cpu, ins: Instruction, size: int) -> None:
-    crc = cpu.regs[GPR[ins.reg]] & 0xFFFF_FFFF
-    crc ^= cpu.operand(ins, size)
+def _crc32(cpu: Cpu, ins: Instruction, data: int, size: int) -> None:
+    crc = cpu.regs[GPR[ins.reg]] & 0xFFFF_FFFF ^ data
     for _ in range(8 * size):
         crc = crc >> 1 ^ (0x82F6_3B78 if crc & 1 else 0)  # Castagnoli, reflected
     cpu.set_register(ins.reg, crc, 8)
@@ -302,14 +311,15 @@ def _crc32(cpu: Cpu, ins: Instruction, size: int) -> None:
 
 @assists("crc32", MAP_0F38, 0xF0, prefix=0xF2)
 def _crc32_byte(cpu: Cpu, ins: Instruction) -> None:
-    if ins.rm is not None and ins.rm in range(4, 8):
-        raise Undecodable  # AH … BH without REX: no compiler makes it
-    _crc32(cpu, ins, 1)
+    if ins.rm is not None and 4 <= ins.rm < 8 and not ins.has_rex:  # AH … BH
+        _crc32(cpu, ins, cpu.regs[GPR[ins.rm - 4]] >> 8 & 0xFF, 1)
+    else:
+        _crc32(cpu, ins, cpu.operand(ins, 1), 1)
 
 
 @assists("crc32", MAP_0F38, 0xF1, prefix=0xF2)
 def _crc32_word(cpu: Cpu, ins: Instruction) -> None:
-    _crc32(cpu, ins, _size(ins))
+    _crc32(cpu, ins, cpu.operand(ins, _size(ins)), _size(ins))
 
 
 @assists("andn", MAP_0F38, 0xF2, prefix=0, vex=True)

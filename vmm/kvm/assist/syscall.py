@@ -73,7 +73,6 @@ class SyscallAssist:
     def __init__(self, vcpu: Vcpu, memory: GuestMemory) -> None:
         self._vcpu, self._memory = vcpu, memory
         self.msr_values = dict.fromkeys((msrs.STAR, msrs.LSTAR, msrs.CSTAR, msrs.SYSCALL_MASK), 0)
-        self._idt_base = 0
         self._handler = 0  # linear address of the guest's #PF handler; 0 = no breakpoint is set
         self._handler_gpa = 0
         self._stepping = False
@@ -89,18 +88,21 @@ class SyscallAssist:
     def watch_idt(self) -> None:
         """Set the breakpoint on the #PF handler of the guest's present IDT, if the guest uses SYSCALL at all.
 
-        Called when a SYSCALL MSR is written and, since a kernel may move its IDT afterwards, with every assist.
+        Called when a SYSCALL MSR is written and, since a kernel may move its IDT or change the gate afterwards, with
+        every assisted instruction.
         """
-        base = self._vcpu.sregs.idt.base
-        if base == self._idt_base or not self.msr_values[msrs.LSTAR]:
+        if not self.msr_values[msrs.LSTAR]:
             return
+        sregs = self._vcpu.sregs
         try:
-            gate = read_linear(self._memory, self._vcpu.sregs, base + VECTOR_PF * 16, 12)
+            gate = read_linear(self._memory, sregs, sregs.idt.base + VECTOR_PF * 16, 12)
             handler = int.from_bytes(gate[:2] + gate[6:12], "little")
-            self._handler_gpa = walk(self._memory, self._vcpu.sregs, handler)
+            if handler == self._handler:
+                return
+            self._handler_gpa = walk(self._memory, sregs, handler)
         except (GuestException, GuestMemoryError):
             return  # an IDT that is not there yet
-        self._idt_base, self._handler = base, handler
+        self._handler = handler
         self._set_breakpoint()
 
     def trapped(self, pc: int, dr6: int) -> str:
@@ -110,7 +112,6 @@ class SyscallAssist:
             GuestException, GuestMemoryError: the guest's stack is not where it says.
         """
         if self._stepping:
-            self._stepping = False
             self._set_breakpoint()
             return "step"
         if pc != self._handler or dr6 & _DR6_BS:
@@ -133,7 +134,7 @@ class SyscallAssist:
         segments.load_stack(vcpu.sregs.ss, selector + 8, 0)
         vcpu.regs[abi.RIP] = self.msr_values[msrs.LSTAR]
         vcpu.regs[abi.RSP] = frame.rsp
-        vcpu.regs[abi.RFLAGS] = frame.rflags & ~self.msr_values[msrs.SYSCALL_MASK] | 2
+        vcpu.regs[abi.RFLAGS] = frame.rflags & ~(self.msr_values[msrs.SYSCALL_MASK] | RF) | 2
         vcpu.mark_dirty(abi.KVM_SYNC_X86_REGS | abi.KVM_SYNC_X86_SREGS)
 
     def _pass_by(self) -> None:
@@ -141,7 +142,7 @@ class SyscallAssist:
         vcpu = self._vcpu
         length, clears_df = length_of_plain_start(self._memory.read(self._handler_gpa, 4))
         if length:
-            vcpu.regs[abi.RIP] += length
+            vcpu.regs[abi.RIP] = vcpu.regs[abi.RIP] + length & (1 << 64) - 1
             if clears_df:
                 vcpu.regs[abi.RFLAGS] &= ~_DF
             vcpu.mark_dirty(abi.KVM_SYNC_X86_REGS)
@@ -150,4 +151,5 @@ class SyscallAssist:
             vcpu.debug(abi.KVM_GUESTDBG_ENABLE | abi.KVM_GUESTDBG_SINGLESTEP)
 
     def _set_breakpoint(self) -> None:
+        self._stepping = False
         self._vcpu.debug(abi.KVM_GUESTDBG_ENABLE | abi.KVM_GUESTDBG_USE_HW_BP, self._handler)

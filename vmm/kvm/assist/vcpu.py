@@ -59,12 +59,13 @@ class VcpuAssist:
 
     def _instruction(self, code: bytes) -> str:
         vcpu, regs = self._vcpu, self._vcpu.regs
-        if not vcpu.sregs.efer & _EFER_LMA or not vcpu.sregs.cs.l:
-            raise Unassisted(code)
+        sregs = vcpu.sregs
+        if not sregs.efer & _EFER_LMA or not sregs.cs.l or sregs.ss.dpl:
+            raise Unassisted(code)  # ring 3 is native; its code must never be done with ring 0's rights
         self._syscall.watch_idt()
         at = regs[abi.RIP]
         try:
-            ins = Instruction(code or self._fetch(at), regs)
+            ins = Instruction(code if len(code) == 15 else self._fetch(at), regs)
             row = find(ins)
             regs[abi.RIP] = at + ins.length & (1 << 64) - 1
             row.handler(self._cpu, ins)
@@ -82,8 +83,14 @@ class VcpuAssist:
         return row.name
 
     def _fetch(self, rip: int) -> bytes:
-        """KVM gave no bytes: read them, up to the end of the page."""
-        return read_linear(self._memory, self._vcpu.sregs, rip, min(15, 0x1000 - (rip & 0xFFF)))
+        """The bytes at *rip*; KVM gives none, or none of the next page. At most 15, as far as there are any."""
+        memory, sregs = self._memory, self._vcpu.sregs
+        first = min(15, 0x1000 - (rip & 0xFFF))
+        code = read_linear(memory, sregs, rip, first)
+        try:
+            return code + read_linear(memory, sregs, rip + first & (1 << 64) - 1, 15 - first)
+        except (GuestException, GuestMemoryError):
+            return code
 
     def _raise_exception(self, exception: GuestException) -> None:
         """Let the guest's processor take *exception* next.

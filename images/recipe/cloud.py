@@ -1,0 +1,68 @@
+"""images/debian: Debian's stock kernel for virtual machines, unmodified, with an initrd and a root disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from . import guest
+from .cache import Artefact
+from .debian import Package, check_tools
+from .errors import RecipeError
+from .image import APPEND, run_recipe, write_disks
+from .modules import ModuleDirectory
+
+if TYPE_CHECKING:
+    from .progress import Progress
+
+KERNEL_PACKAGE = "linux-image-cloud-amd64"
+MODULES = ("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "pvpanic_mmio")
+
+
+class Cloud:
+    """The packages that the image is made from."""
+
+    def prepare(self) -> Artefact:
+        check_tools(guest.TOOLS)
+        self._kernel = _real_kernel(Package(KERNEL_PACKAGE))
+        self._busybox = Package("busybox-static")
+        packages = {package.name: package.version for package in (self._kernel, self._busybox)}
+        return Artefact("debian", {"packages": packages, "modules": MODULES, "files": guest.inputs()})
+
+    def make(self, artefact: Artefact, progress: Progress) -> str:
+        def build(work: str, out: str) -> dict[str, Any]:
+            log = os.path.join(work, "build.log")
+            unpacked = os.path.join(work, "kernel")
+            release = self._kernel.name.removeprefix("linux-image-")
+            self._kernel.fetch(progress, log)
+            with progress.stage("unpack the kernel"):
+                shutil.rmtree(unpacked, ignore_errors=True)
+                self._kernel.extract(unpacked, progress, log)
+            shutil.copy(os.path.join(unpacked, "boot", f"vmlinuz-{release}"), os.path.join(out, "vmlinuz"))
+            shutil.copy(os.path.join(unpacked, "boot", f"config-{release}"), os.path.join(out, "kernel.config"))
+            modules = ModuleDirectory(os.path.join(unpacked, "lib/modules", release)).with_dependencies(MODULES)
+            userland = guest.Userland("debian", self._busybox, work, progress, log)
+            write_disks(userland, modules, work, out, progress, log)
+            return {
+                "kernel": ["vmlinuz"],
+                "kernel_release": release,
+                "initrd": "initrd.cpio",
+                "root": "root.img",
+                "append": APPEND,
+            }
+
+        return artefact.ensure(progress, build)
+
+
+def _real_kernel(meta: Package) -> Package:
+    """The package with the kernel itself, which the meta package depends on."""
+    for name in meta.depends:
+        if name.startswith("linux-image-"):
+            return Package(name)
+    raise RecipeError(f"{meta.name} {meta.version} depends on no kernel image")
+
+
+def main() -> int:
+    cloud = Cloud()
+    return run_recipe("debian", "Fetches Debian's cloud kernel; makes its initrd and root disk.", cloud.prepare, cloud.make)
