@@ -146,10 +146,8 @@ class Uart16550(RegisterBlock):
             self._thr_interrupt = not self._sending
         if self._listens():
             self._fill_receiver()
-        elif not self._rts_used and not self._mcr & _MCR_LOOP:
-            # Linux sets all of IER for a moment when it looks for the chip; nothing it then discards may be input.
-            self._input.extendleft(reversed(self._received))
-            self._received.clear()
+        else:
+            self._take_back()
         self._signal(looked=True)
 
     @register(2, "IIR/FCR", width=1)
@@ -166,6 +164,7 @@ class Uart16550(RegisterBlock):
             value |= _FCR_CLEAR_RCVR | _FCR_CLEAR_XMIT
         self._fcr = value & ~(_FCR_CLEAR_RCVR | _FCR_CLEAR_XMIT) if value & _FCR_ENABLE else 0
         if value & _FCR_CLEAR_RCVR:
+            self._take_back()
             self._received.clear()
             self._fill_receiver()
         if value & _FCR_CLEAR_XMIT and self._sending:
@@ -246,6 +245,16 @@ class Uart16550(RegisterBlock):
         if self._input_stopped and len(self._input) <= INPUT_LIMIT // 2:
             self._input_stopped = False
             self.input_wanted()
+
+    def _take_back(self) -> None:
+        """Undo `_fill_receiver` while the port is not open yet: RTS was never raised.
+
+        Linux sets all of IER for a moment when it looks for the chip, and RDI before it switches the FIFOs on, which
+        clears them, and raises RTS.
+        """
+        if not self._rts_used and not self._mcr & _MCR_LOOP:
+            self._input.extendleft(reversed(self._received))
+            self._received.clear()
 
     def _loop_back(self, value: int) -> None:
         if len(self._received) < self._depth:

@@ -1,0 +1,155 @@
+"""`pyvmm` as its users meet it: a process with arguments, an exit code and what it prints."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.fakes import guest
+
+PYVMM = os.path.join(os.path.dirname(sys.executable), "pyvmm")
+#: What no run here may take; the runs themselves take a tenth of a second, or two where a guest is watched.
+LIMIT_S = 30
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one run of pyvmm ended."""
+
+    code: int
+    output: str
+    messages: str
+
+
+class Pyvmm:
+    """Runs pyvmm in *directory*, which stays empty but for what the test itself puts there."""
+
+    def __init__(self, directory: str, cache: str) -> None:
+        self.directory = directory
+        self.environment = {**os.environ, "PYVMM_CACHE": cache, "TMPDIR": directory}
+        self._own: set[str] = set()
+
+    def file(self, name: str, content: bytes) -> str:
+        """A file of the test's."""
+        path = os.path.join(self.directory, name)
+        with open(path, "wb") as file:
+            file.write(content)
+        self.may_stay(name)
+        return path
+
+    def may_stay(self, name: str) -> None:
+        """The test expects this file to be there at the end."""
+        self._own.add(name)
+
+    def guest(self, *code: bytes) -> list[str]:
+        """Arguments to boot a guest made of *code*."""
+        return ["--kernel", self.file("kernel", guest.kernel(*code)), "--memory", "16M"]
+
+    def start(self, *arguments: str, before: tuple[str, ...] = (), **options: object) -> subprocess.Popen[bytes]:
+        """Start pyvmm, behind the command *before*."""
+        given: dict[str, object] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+            [*before, PYVMM, *arguments], cwd=self.directory, env=self.environment, **given | options
+        )
+
+    def __call__(self, *arguments: str, before: tuple[str, ...] = (), **options: object) -> Run:
+        """Run pyvmm to its end."""
+        with self.start(*arguments, before=before, **options) as process:
+            return finish(process)
+
+    def leftovers(self) -> set[str]:
+        return set(os.listdir(self.directory)) - self._own
+
+
+def finish(process: subprocess.Popen[bytes]) -> Run:
+    """What comes of *process*; it is killed, and the test fails, if it does not end by itself."""
+    try:
+        output, messages = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Run(process.returncode, (output or b"").decode(), (messages or b"").decode())
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The cache of all runs, so that the host is probed once."""
+    directory = str(tmp_path_factory.mktemp("cache"))
+    os.chmod(directory, 0o777)
+    return directory
+
+
+@pytest.fixture
+def pyvmm(tmp_path: os.PathLike[str], cache: str) -> Iterator[Pyvmm]:
+    """Runs pyvmm; at the end nothing of it may be left in its directory, which is its TMPDIR too."""
+    runner = Pyvmm(str(tmp_path), cache)
+    yield runner
+    assert runner.leftovers() == set()
+
+
+class TerminalRun:
+    """pyvmm on a terminal of its own, with somebody typing."""
+
+    def __init__(self, pyvmm: Pyvmm, *arguments: str) -> None:
+        self.user, self.terminal = pty.openpty()
+        self.before = termios.tcgetattr(self.terminal)
+        self.process = pyvmm.start(
+            *arguments, stdin=self.terminal, stdout=self.terminal, stderr=self.terminal, start_new_session=True
+        )
+        self.seen = b""
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.user, keys)
+
+    def expect(self, text: bytes) -> None:
+        """Read on until *text* was printed."""
+        start, deadline = len(self.seen), time.monotonic() + LIMIT_S
+        while text not in self.seen[start:]:
+            if not select.select([self.user], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError(f"{text!r} was not printed, but {self.seen!r}")
+            self.seen += os.read(self.user, 4096)
+
+    @property
+    def is_raw(self) -> bool:
+        return not termios.tcgetattr(self.terminal)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+
+    @property
+    def is_as_before(self) -> bool:
+        return termios.tcgetattr(self.terminal) == self.before
+
+    def finish(self) -> int:
+        """The exit code; everything printed is in `seen`."""
+        code = self.process.wait(LIMIT_S)
+        while select.select([self.user], [], [], 0)[0]:
+            self.seen += os.read(self.user, 4096)
+        return code
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.user)
+        os.close(self.terminal)
+
+
+@pytest.fixture
+def on_terminal(pyvmm: Pyvmm) -> Iterator[Callable[..., TerminalRun]]:
+    """Starts pyvmm on a terminal."""
+    runs: list[TerminalRun] = []
+
+    def start(*arguments: str) -> TerminalRun:
+        runs.append(TerminalRun(pyvmm, *arguments))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.close()
