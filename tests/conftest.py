@@ -55,10 +55,17 @@ def missing_net() -> str | None:
     return f"no CAP_NET_ADMIN: {tried.stderr.strip()}" if tried.returncode else None
 
 
+@cache
+def missing_root() -> str | None:
+    """Why a test cannot run something as another user or with a /dev of its own, or None."""
+    return None if os.geteuid() == 0 else "this is an ordinary user, not root"
+
+
 PREREQUISITES: dict[str, Callable[[], str | None]] = {
     "kvm": missing_kvm,
     "guest": missing_guest,
     "net": missing_net,
+    "root": missing_root,
 }
 
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Protocol
 
 from vmm.trace import Tally, Trace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
+    from typing import Protocol
 
+    class Device(Protocol):
+        """What a bus talks to. Offsets, not addresses; the bus holds `lock` during each call."""
 
-class Device(Protocol):
-    """What a bus talks to. Offsets, not addresses; the bus holds `lock` during each call."""
+        name: str
+        lock: threading.Lock
 
-    name: str
-    lock: threading.Lock
+        def read(self, offset: int, size: int) -> int:
+            """The *size* bytes (1, 2, 4 or 8) at *offset*, as an unsigned little-endian number."""
 
-    def read(self, offset: int, size: int) -> int:
-        """The *size* bytes (1, 2, 4 or 8) at *offset*, as an unsigned little-endian number."""
+        def write(self, offset: int, size: int, value: int) -> None:
+            """Take the *size* bytes *value* at *offset*."""
 
-    def write(self, offset: int, size: int, value: int) -> None:
-        """Take the *size* bytes *value* at *offset*."""
-
-    def register_name(self, offset: int) -> str:
-        """The name of the register at *offset*, for the trace."""
+        def register_name(self, offset: int) -> str:
+            """The name of the register at *offset*, for the trace."""
 
 
 class Bus:

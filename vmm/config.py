@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vmm.errors import ConfigError
 from vmm.layout import VIRTIO_GSIS
 from vmm.mac import parse_mac
 from vmm.trace import TRACE_KINDS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, dataclass_transform
+else:
+
+    def dataclass_transform(**_: bool) -> Callable[[type], type]:
+        return lambda cls: cls
+
 
 MIB = 1 << 20
 MEMORY_MIN = 16 * MIB
@@ -15,11 +23,44 @@ MEMORY_DEFAULT = 512 * MIB
 CPUS_MAX = 64
 BOOT_PROTOCOLS = ("auto", "bzimage", "elf", "pvh")
 _MTU_MIN, _MTU_MAX = 68, 65535
+_TIMEOUT_MAX_S = 1e9
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 
 
-@dataclass(frozen=True)
-class DiskConfig:
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Value:
+    """What a frozen, keyword-only dataclass is, without that module, whose import takes 10 ms of a VM's start.
+
+    The fields are the names that the class annotates; what it assigns to them are the defaults.
+    """
+
+    def __init__(self, **fields: Any) -> None:
+        names = type(self).__annotations__
+        if not names.keys() >= fields.keys():
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(fields.keys() - names.keys())}")
+        for name in names:
+            if name not in fields and not hasattr(type(self), name):
+                raise TypeError(f"{type(self).__name__} needs {name}=")
+            self.__dict__[name] = fields[name] if name in fields else getattr(type(self), name)
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise `ConfigError` where the fields cannot be or do not go together."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name} is frozen")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class DiskConfig(Value):
     """A raw image as a virtio-blk disk."""
 
     path: str
@@ -27,8 +68,7 @@ class DiskConfig:
     serial: str = ""
 
 
-@dataclass(frozen=True)
-class NetConfig:
+class NetConfig(Value):
     """A virtio-net card on a new tap of *bridge*, or on the existing tap *tap*; *mac* None: made up from its place."""
 
     bridge: str = ""
@@ -36,15 +76,14 @@ class NetConfig:
     mac: bytes | None = None
     mtu: int | None = None
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         if bool(self.bridge) == bool(self.tap):
             raise ConfigError("needs either bridge=NAME or tap=NAME", where="--net", fix="such as --net bridge=br0")
         if self.mtu is not None and not _MTU_MIN <= self.mtu <= _MTU_MAX:
             raise ConfigError(f"mtu={self.mtu} is not within {_MTU_MIN} … {_MTU_MAX}", where="--net")
 
 
-@dataclass(frozen=True)
-class MachineConfig:
+class MachineConfig(Value):
     """One machine. Sizes in bytes, times in seconds."""
 
     kernel: str
@@ -61,15 +100,17 @@ class MachineConfig:
     timeout_s: float | None = None
     trace: frozenset[str] = frozenset()
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         if not 1 <= self.cpus <= CPUS_MAX:
             raise ConfigError(f"{self.cpus} is not within 1 … {CPUS_MAX}", where="--cpus")
+        if self.boot not in BOOT_PROTOCOLS:
+            raise ConfigError(f"{self.boot!r} is no way to boot", where="--boot", fix=", ".join(BOOT_PROTOCOLS))
         if self.memory_bytes < MEMORY_MIN or self.memory_bytes % 4096:
             raise ConfigError(
                 f"{self.memory_bytes} bytes is not at least {MEMORY_MIN // MIB} MiB of whole pages", where="--memory"
             )
-        if self.timeout_s is not None and self.timeout_s <= 0:
-            raise ConfigError("must be more than 0 seconds", where="--timeout")
+        if self.timeout_s is not None and not 0 < self.timeout_s <= _TIMEOUT_MAX_S:
+            raise ConfigError(f"must be more than 0 and at most {_TIMEOUT_MAX_S:.0f} seconds", where="--timeout")
         devices = len(self.disks) + len(self.nets) + 1  # and the entropy device
         if devices > len(VIRTIO_GSIS):
             raise ConfigError(
@@ -115,7 +156,7 @@ def parse_disk(text: str) -> DiskConfig:
     if not path:
         raise ConfigError("names no image", where="--disk", fix="such as --disk root.img")
     values = _options(options, "--disk", {"readonly": False, "serial": True})
-    return DiskConfig(path, readonly="readonly" in values, serial=values.get("serial", ""))
+    return DiskConfig(path=path, readonly="readonly" in values, serial=values.get("serial", ""))
 
 
 def parse_net(text: str) -> NetConfig:

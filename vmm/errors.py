@@ -16,6 +16,10 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Never, NoReturn
+
 
 class VmmError(Exception):
     """Base of all errors that pyvmm raises on purpose."""
@@ -67,6 +71,11 @@ class GuestCrash(VmmError):
     def __init__(self, reason: str, report: str = "") -> None:
         self.reason, self.report = reason, report
         super().__init__(reason)
+
+
+def assert_never(value: Never) -> NoReturn:
+    """End a `match` over a closed union, as `typing.assert_never`, whose module costs 5 ms at start."""
+    raise AssertionError(f"nobody handles {value!r}")
 
 
 def _message(what: str, where: str, fix: str) -> str:

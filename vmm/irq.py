@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
 
-class IrqLine(Protocol):
-    """One edge-triggered interrupt input of the machine."""
+    class IrqLine(Protocol):
+        """One edge-triggered interrupt input of the machine."""
 
-    def pulse(self) -> None:
-        """Raise the interrupt once. Any thread; never blocks."""
+        def pulse(self) -> None:
+            """Raise the interrupt once. Any thread; never blocks."""
 
 
 class EventFdIrqLine:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
 
 from vmm import layout, outcome
 from vmm.backends import Backends
@@ -36,12 +35,14 @@ from vmm.virtio.device import VirtioDevice
 from vmm.virtio.rng import RngDevice
 from vmm.virtio.transport.mmio import QUEUE_NOTIFY, MmioTransport
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol, TypeVar
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
+    class _Closable(Protocol):
+        def close(self) -> None: ...
 
-
-_T = TypeVar("_T", bound=_Closable)
+    _T = TypeVar("_T", bound=_Closable)
 
 #: What keeps a Linux off the instructions that software KVM lacks, and off work that takes minutes there.
 ASSIST_APPEND = (
@@ -72,10 +73,24 @@ class Session:
         self.devices, self.assists = Tally(), Tally()
         self._trace = trace
         self.backends = Backends(config, say)
+        self._machine: Machine | None = None
+        self._stopped_by = ""
 
     def trace(self, kind: str) -> Trace | None:
         """The sink for *kind*, None if it is not traced."""
         return self._trace if kind in self.config.trace else None
+
+    def run(self, machine: Machine) -> None:
+        """*machine* is the present one: `stop` is for it, and may have come before it."""
+        self._machine = machine
+        if self._stopped_by:
+            machine.stop(self._stopped_by)
+
+    def stop(self, by: str) -> None:
+        """End the present machine, or the next; any thread, or a signal handler."""
+        self._stopped_by = by
+        if self._machine is not None:
+            self._machine.stop(by)
 
     def close(self) -> None:
         """Close the back ends."""
@@ -88,7 +103,9 @@ class Machine:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._config = session.config
-        self._ended = threading.Event()
+        # Locks and no Event: a signal handler tells the end too, in the thread that waits, and must not meet its locks.
+        self._ending, self._running = threading.Lock(), threading.Lock()
+        self._running.acquire()
         self._end: Outcome | BaseException | None = None
         self._panic: str | None = None
         self._runners: list[VcpuRunner] = []
@@ -117,8 +134,11 @@ class Machine:
         memory = self._own(GuestMemory(config.memory_bytes))
         kvm = self._own(Kvm())
         self._vm = vm = self._own(kvm.create_vm())
+        # Before the irqchip: 0.1 ms each instead of 7 and more (the kernel need not wait for its SRCU readers).
+        if not self._session.host.complete:
+            msrs.report_writes(vm, msrs.STAR, 4)
         for slot, (gpa, size, host_address) in enumerate(memory.regions):
-            vm.set_memory(slot, gpa, size, host_address)  # before the irqchip: 0.1 ms instead of 7
+            vm.set_memory(slot, gpa, size, host_address)
         vm.place_internals(layout.KVM_IDENTITY_MAP, layout.KVM_TSS)
         vm.create_irqchip()
         vm.create_pit()
@@ -141,7 +161,8 @@ class Machine:
         reset = self._on_reset
         uart = Uart16550(self._irq(layout.IRQ_COM1), console)
         pio.attach(layout.PORT_COM1, 8, uart)
-        pio.attach(layout.PORT_I8042, 5, I8042(self._irq(layout.IRQ_KEYBOARD), reset))
+        keyboard = I8042(self._irq(layout.IRQ_KEYBOARD), reset)
+        pio.attach(layout.PORT_I8042, 5, keyboard)
         pio.attach(
             layout.PORT_CMOS,
             2,
@@ -155,7 +176,13 @@ class Machine:
         self._session.backends.on_output_drained(lambda: loop.call_soon(uart.output_drained, uart.lock))
         if self._session.backends.interactive:
             terminal = Terminal(
-                0, loop, uart.lock, deliver=uart.receive, leave=lambda: self.stop("by the user"), say=console.say
+                0,
+                loop,
+                uart.lock,
+                deliver=uart.receive,
+                leave=lambda: self.stop("by the user"),
+                ctrl_alt_del=lambda: loop.call_soon(keyboard.send_ctrl_alt_del, keyboard.lock),
+                say=console.say,
             )
             uart.input_wanted = terminal.resume
             self._own(terminal)
@@ -225,8 +252,6 @@ class Machine:
         config, session = self._config, self._session
         complete = session.host.complete
         tsc_deadline = bool(kvm.check_extension(abi.KVM_CAP_TSC_DEADLINE_TIMER))
-        if not complete:
-            msrs.report_writes(self._vm, msrs.STAR, 4)
         for index in range(config.cpus):
             vcpu = self._own(self._vm.create_vcpu(index))
             table = kvm.supported_cpuid()
@@ -262,6 +287,7 @@ class Machine:
         self._io.start()
         self._undo.append(self._stop_io)
         self._loop.call_later(_HALT_CHECK_MIN_S, self._check_halt)
+        self._session.run(self)
         for runner in self._runners:
             runner.start()
 
@@ -271,8 +297,9 @@ class Machine:
         Raises:
             HostError: the host failed underneath the guest. Anything else is a bug of ours, raised as it was.
         """
-        if not self._ended.wait(timeout_s):
+        if not self._running.acquire(timeout=-1 if timeout_s is None else timeout_s):
             return Outcome(outcome.TIMEOUT, f"the guest was still running after {self._config.timeout_s:g} seconds")
+        self._running.release()
         if isinstance(self._end, Outcome):
             return self._end
         assert self._end is not None
@@ -317,11 +344,11 @@ class Machine:
 
     def _finish(self, end: Outcome | BaseException) -> None:
         """The first end counts, but a reset while the guest panics is its panic."""
-        if self._end is None:
+        if self._ending.acquire(blocking=False):
             if isinstance(end, Outcome) and end.kind == outcome.RESET and self._panic is not None:
                 end = Outcome(outcome.PANIC, self._panic)
             self._end = end
-            self._ended.set()
+            self._running.release()
 
     def _on_power_off(self) -> None:
         self._finish(Outcome(outcome.POWERED_OFF, "the guest powered off"))

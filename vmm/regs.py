@@ -15,11 +15,14 @@ An access of another width, or to an offset without a register, reads all ones a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any, ClassVar
 
-Reader = Callable[[Any], int]
-Writer = Callable[[Any, int], None]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, ClassVar
+
+    Reader = Callable[[Any], int]
+    Writer = Callable[[Any, int], None]
 
 
 class Register:

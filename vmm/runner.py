@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, assert_never
+from collections import defaultdict
 
 from vmm import outcome
 from vmm.bus import Bus
+from vmm.errors import assert_never
 from vmm.kvm import abi, exits
 from vmm.kvm.vcpu import Vcpu
 from vmm.memory import GuestMemory
 from vmm.outcome import Outcome
 from vmm.trace import Trace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.kvm.assist.vcpu import VcpuAssist
 
 
@@ -42,7 +45,7 @@ class VcpuRunner:
         self._errand: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._main, name=f"vcpu-{vcpu.index}", daemon=True)
         #: How often the guest came out, by what for: ("out", port), ("mmio read", page), ("assist", 0), …
-        self.exits: dict[tuple[str, int], int] = {}
+        self.exits: defaultdict[tuple[str, int], int] = defaultdict(int)
 
     def start(self) -> None:
         """Let the vCPU run."""
@@ -78,29 +81,29 @@ class VcpuRunner:
         except BaseException as error:  # noqa: BLE001 - our bug or the host's error: the main thread raises it again
             self._on_end(error)
 
-    def _count(self, kind: str, number: int = 0) -> None:
-        key = (kind, number)
-        self.exits[key] = self.exits.get(key, 0) + 1
-
     def _handle(self, event: exits.VcpuExit) -> Outcome | None:
         if self._trace:
             self._trace(f"vcpu{self.vcpu.index} {describe(event)}")
-        match event:
-            case exits.PortWrite(port, size, data):
-                self._count("out", port)
+        match event:  # patterns without arguments: taking the event apart in the pattern costs half a microsecond
+            case exits.PortRead():
+                self.exits["in", event.port] += 1
+                data = self._pio.read(event.port, event.size).to_bytes(event.size, "little")
+                for _ in range(1, event.count):
+                    data += self._pio.read(event.port, event.size).to_bytes(event.size, "little")
+                self.vcpu.reply_port(data)
+            case exits.PortWrite():
+                self.exits["out", event.port] += 1
+                data, size = event.data, event.size
                 for start in range(0, len(data), size):
-                    self._pio.write(port, size, int.from_bytes(data[start : start + size], "little"))
-            case exits.PortRead(port, size, count):
-                self._count("in", port)
-                self.vcpu.reply_port([self._pio.read(port, size) for _ in range(count)])
-            case exits.MmioRead(gpa, size):
-                self._count("mmio read", gpa)
-                self.vcpu.reply_mmio(self._mmio.read(gpa, size) if size else 0)
-            case exits.MmioWrite(gpa, size, value):
-                self._count("mmio write", gpa)
-                self._mmio.write(gpa, size, value)
+                    self._pio.write(event.port, size, int.from_bytes(data[start : start + size], "little"))
+            case exits.MmioRead():
+                self.exits["mmio read", event.gpa] += 1
+                self.vcpu.reply_mmio(self._mmio.read(event.gpa, event.size) if event.size else 0)
+            case exits.MmioWrite():
+                self.exits["mmio write", event.gpa] += 1
+                self._mmio.write(event.gpa, event.size, event.value)
             case exits.EmulationFailure() | exits.DebugTrap() | exits.MsrWrite():
-                self._count("assist")
+                self.exits["assist", 0] += 1
                 return self._assisted(event)
             case exits.Interrupted():
                 errand, self._errand = self._errand, None

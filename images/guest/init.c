@@ -139,13 +139,15 @@ static void switch_root(void)
     say("cannot run /sbin/init of ", root);
 }
 
+/* The image's name, unless the kernel was given one; with ip= it takes the address for want of a better one. */
 static void set_hostname(void)
 {
     struct utsname name;
     char host[65], *cursor = host, *word;
 
     SYS(uname, &name, 0, 0, 0, 0);
-    if (name.nodename[0] != '(' || read_file("/etc/hostname", host, sizeof host) < 0)
+    if ((name.nodename[0] != '(' && !(name.nodename[0] >= '0' && name.nodename[0] <= '9')) ||
+        read_file("/etc/hostname", host, sizeof host) < 0)
         return;
     if ((word = next_word(&cursor, '\n')))
         SYS(sethostname, word, length(word), 0, 0, 0);
@@ -228,7 +230,8 @@ static void set_up(void)
 {
     struct statfs root;
 
-    SYS(mount, "proc", "/proc", "proc", 0, NULL);
+    if (SYS(access, "/proc/self", 0, 0, 0, 0) < 0) /* in a root that came from an initrd it is there already */
+        SYS(mount, "proc", "/proc", "proc", 0, NULL);
     SYS(mount, "sysfs", "/sys", "sysfs", 0, NULL);
     SYS(mount, "devtmpfs", "/dev", "devtmpfs", 0, NULL);
     SYS(statfs, "/", &root, 0, 0, 0);

@@ -1,10 +1,10 @@
 """The image cache: a directory per artefact, named by the hash of what it is made from.
 
-    images/NAME-<hash12>/        finished; made whole by one rename, never changed afterwards
-    images/NAME                  symlink to the newest
-    images/.work-NAME-<hash12>/  being built; kept after an interruption, so that the next run goes on from there
-    images/.lock-NAME            flock: one build of an artefact at a time
-    packages/                    Debian packages as downloaded
+- `images/NAME-<hash12>/`: finished; made whole by one rename, never changed afterwards
+- `images/NAME`: symlink to the newest
+- `images/.work-NAME-<hash12>/`: being built; kept after an interruption, so that the next run goes on from there
+- `images/.lock-NAME`: flock, one build of an artefact at a time
+- `packages/`: Debian packages as downloaded
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import os
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from .build import Build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,25 +55,25 @@ class Artefact:
     def built(self) -> bool:
         return os.path.exists(os.path.join(self.directory, MANIFEST))
 
-    def ensure(self, progress: Progress, build: Callable[[str, str], dict[str, Any]]) -> str:
+    def ensure(self, progress: Progress, make: Callable[[Build], dict[str, Any]]) -> str:
         """Builds the artefact unless it is there, and returns its directory.
 
-        `build(work, out)` puts the finished files in `out` and returns what the manifest is to say about them; `work`
-        may hold anything, and what an interrupted run left in both is still there in the next one.
+        `make` puts the finished files in `build.out` and returns what the manifest is to say about them; what an
+        interrupted run left in `build.work` is still there in the next one.
         """
         os.makedirs(self._root, exist_ok=True)
         if not self.built:
             with self._locked(progress):
                 if not self.built:
-                    self._build(build)
+                    self._build(Build(self._work, os.path.join(self._work, "out"), progress), make)
         self._point_to_newest()
         return self.directory
 
-    def _build(self, build: Callable[[str, str], dict[str, Any]]) -> None:
+    def _build(self, build: Build, make: Callable[[Build], dict[str, Any]]) -> None:
         self._drop_other_work()
-        out = os.path.join(self._work, "out")
+        out = build.out
         os.makedirs(out, exist_ok=True)
-        facts = build(self._work, out)
+        facts = make(build)
         files = {name: sha256_file(os.path.join(out, name)) for name in sorted(os.listdir(out)) if name != MANIFEST}
         with open(os.path.join(out, MANIFEST), "w") as file:
             json.dump({"name": self.name, **facts, "sha256": files, "inputs": self.inputs}, file, indent=2)
@@ -105,4 +107,5 @@ class Artefact:
             except BlockingIOError:
                 progress.note("another run is building this; waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            os.set_inheritable(lock.fileno(), True)
             yield

@@ -14,6 +14,7 @@ from .image import APPEND, run_recipe, write_disks
 from .modules import ModuleDirectory
 
 if TYPE_CHECKING:
+    from .build import Build
     from .progress import Progress
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
@@ -31,19 +32,18 @@ class Cloud:
         return Artefact("debian", {"packages": packages, "modules": MODULES, "files": guest.inputs()})
 
     def make(self, artefact: Artefact, progress: Progress) -> str:
-        def build(work: str, out: str) -> dict[str, Any]:
-            log = os.path.join(work, "build.log")
-            unpacked = os.path.join(work, "kernel")
+        def build_image(build: Build) -> dict[str, Any]:
+            unpacked = os.path.join(build.work, "kernel")
             release = self._kernel.name.removeprefix("linux-image-")
-            self._kernel.fetch(progress, log)
+            self._kernel.fetch(build)
             with progress.stage("unpack the kernel"):
                 shutil.rmtree(unpacked, ignore_errors=True)
-                self._kernel.extract(unpacked, progress, log)
-            shutil.copy(os.path.join(unpacked, "boot", f"vmlinuz-{release}"), os.path.join(out, "vmlinuz"))
-            shutil.copy(os.path.join(unpacked, "boot", f"config-{release}"), os.path.join(out, "kernel.config"))
+                self._kernel.extract(unpacked, build)
+            shutil.copy(os.path.join(unpacked, "boot", f"vmlinuz-{release}"), os.path.join(build.out, "vmlinuz"))
+            shutil.copy(os.path.join(unpacked, "boot", f"config-{release}"), os.path.join(build.out, "kernel.config"))
             modules = ModuleDirectory(os.path.join(unpacked, "lib/modules", release)).with_dependencies(MODULES)
-            userland = guest.Userland("debian", self._busybox, work, progress, log)
-            write_disks(userland, modules, work, out, progress, log)
+            userland = guest.Userland("debian", self._busybox, build)
+            write_disks(userland, modules, build)
             return {
                 "kernel": ["vmlinuz"],
                 "kernel_release": release,
@@ -52,7 +52,7 @@ class Cloud:
                 "append": APPEND,
             }
 
-        return artefact.ensure(progress, build)
+        return artefact.ensure(progress, build_image)
 
 
 def _real_kernel(meta: Package) -> Package:
@@ -65,4 +65,6 @@ def _real_kernel(meta: Package) -> Package:
 
 def main() -> int:
     cloud = Cloud()
-    return run_recipe("debian", "Fetches Debian's cloud kernel; makes its initrd and root disk.", cloud.prepare, cloud.make)
+    return run_recipe(
+        "debian", "Fetches Debian's cloud kernel; makes its initrd and root disk.", cloud.prepare, cloud.make
+    )

@@ -9,28 +9,29 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
+from .tree import Node
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import BinaryIO
-
-    from .tree import Node
 
 TRAILER = "TRAILER!!!"
 BLOCK_BYTES = 512
 
 
 def write_cpio(nodes: Iterable[Node], file: BinaryIO) -> None:
-    """Writes `nodes`, each after its directory, all owned by root and dated 1970: the same nodes give the same bytes."""
+    """Writes `nodes`, each after its directory, owned by root and dated 1970: the same nodes give the same bytes."""
     for number, node in enumerate(nodes, 1):
-        _member(file, number, node.path, node.mode, node.device, node.data)
-    _member(file, 0, TRAILER, 0, (0, 0), b"")
+        _member(file, number, node)
+    _member(file, 0, Node(TRAILER, 0))
     file.write(bytes(-file.tell() % BLOCK_BYTES))
 
 
-def _member(file: BinaryIO, number: int, name: str, mode: int, device: tuple[int, int], data: bytes) -> None:
-    links = 2 if stat.S_ISDIR(mode) else 1
-    path = name.encode() + b"\0"
-    fields = (number, mode, 0, 0, links, 0, len(data), 0, 0, *device, len(path), 0)
+def _member(file: BinaryIO, number: int, node: Node) -> None:
+    links = 2 if stat.S_ISDIR(node.mode) else 1
+    path = node.path.encode() + b"\0"
+    data = node.data
+    fields = (number, node.mode, 0, 0, links, 0, len(data), 0, 0, *node.device, len(path), 0)
     header = b"070701" + b"".join(b"%08x" % field for field in fields)
     file.write(header + path + bytes(-(len(header) + len(path)) % 4))
     file.write(data + bytes(-len(data) % 4))

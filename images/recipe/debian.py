@@ -12,7 +12,7 @@ from .cache import cache_directory
 from .errors import RecipeError
 
 if TYPE_CHECKING:
-    from .progress import Progress
+    from .build import Build
 
 
 def check_tools(tools: dict[str, str]) -> None:
@@ -45,7 +45,7 @@ class Package:
         self.depends = [item.split()[0] for item in fields.get("Depends", "").split(", ") if item]
         self._file = os.path.basename(fields["Filename"])
 
-    def fetch(self, progress: Progress, log: str) -> str:
+    def fetch(self, build: Build) -> str:
         """Downloads the package into the cache unless it is there, and returns its path."""
         directory = os.path.join(cache_directory(), "packages")
         path = os.path.join(directory, self._file)
@@ -53,10 +53,10 @@ class Package:
         with open(os.path.join(directory, f".lock-{self.name}"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not os.path.exists(path):
-                self._download(path, progress, log)
+                self._download(path, build)
         return path
 
-    def _download(self, path: str, progress: Progress, log: str) -> None:
+    def _download(self, path: str, build: Build) -> None:
         partial = f"{path}.d"
         os.makedirs(partial, exist_ok=True)
 
@@ -64,16 +64,16 @@ class Package:
             done = sum(entry.stat().st_size for entry in os.scandir(partial))
             return f"{done >> 20}/{self.size_bytes >> 20} MiB"
 
-        with progress.stage(f"download {self.name} {self.version}"):
+        with build.progress.stage(f"download {self.name} {self.version}"):
             command = ["apt-get", "-o", "APT::Sandbox::User=root", "download", f"{self.name}={self.version}"]
-            progress.run(command, cwd=partial, log=log, detail=detail)
+            build.run(command, cwd=partial, detail=detail)
             (file,) = (entry for entry in os.listdir(partial) if entry.endswith(".deb"))
             os.rename(os.path.join(partial, file), path)
         shutil.rmtree(partial)
 
-    def extract(self, directory: str, progress: Progress, log: str) -> None:
+    def extract(self, directory: str, build: Build) -> None:
         """Unpacks the package's files, fetched if need be, under `directory`."""
-        progress.run(["dpkg-deb", "-x", self.fetch(progress, log), directory], log=log)
+        build.run(["dpkg-deb", "-x", self.fetch(build), directory])
 
 
 def _show(name: str) -> dict[str, str]:

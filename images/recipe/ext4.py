@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .progress import Progress
+    from .build import Build
     from .tree import Tree
 
 UUID = "b36f8ad6-0a5c-4d43-9c52-0d6f1c1f0a11"
@@ -17,9 +17,9 @@ INODES = 4096
 FEATURES = "none,extent,filetype,sparse_super,large_file,dir_index,dir_nlink,extra_isize"
 
 
-def write_ext4(tree: Tree, path: str, size_bytes: int, work: str, progress: Progress, log: str) -> None:
+def write_ext4(tree: Tree, path: str, size_bytes: int, build: Build) -> None:
     """Writes an ext4 file system of `size_bytes` with the files of `tree` to `path`, a sparse file."""
-    staging = os.path.join(work, "staging")
+    staging = os.path.join(build.work, "staging")
     shutil.rmtree(staging, ignore_errors=True)
     _stage(tree, staging)
     if os.path.exists(path):
@@ -29,13 +29,13 @@ def write_ext4(tree: Tree, path: str, size_bytes: int, work: str, progress: Prog
     environment = {"E2FSPROGS_FAKE_TIME": "1", "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
     options = f"hash_seed={UUID},root_owner=0:0,lazy_itable_init=0,nodiscard"
     # fmt: off
-    progress.run(
+    build.run(
         ["mke2fs", "-q", "-F", "-t", "ext4", "-O", FEATURES, "-E", options, "-b", "4096", "-I", "256", "-m", "0",
          "-N", str(INODES), "-U", UUID, "-d", staging, path],
-        log=log, env=environment,
+        env=environment,
     )
     # fmt: on
-    _own_by_root(tree, path, work, progress, log, environment)
+    _own_by_root(tree, path, build, environment)
     shutil.rmtree(staging)
 
 
@@ -59,12 +59,14 @@ def _stage(tree: Tree, directory: str) -> None:
     os.utime(directory, (0, 0))
 
 
-def _own_by_root(tree: Tree, image: str, work: str, progress: Progress, log: str, environment: dict[str, str]) -> None:
+def _own_by_root(tree: Tree, image: str, build: Build, environment: dict[str, str]) -> None:
     """mke2fs -d copied the owner of the staging files: whoever runs this recipe."""
-    script = os.path.join(work, "owner.debugfs")
+    script = os.path.join(build.work, "owner.debugfs")
     with open(script, "w") as file:
-        for node in tree:
-            if not stat.S_ISCHR(node.mode):
-                for field in ("uid", "gid", "ctime", "crtime", "atime"):
-                    file.write(f"set_inode_field /{node.path} {field} 0\n")
-    progress.run(["debugfs", "-w", "-f", script, image], log=log, env=environment)
+        file.writelines(
+            f"set_inode_field /{node.path} {field}\n"
+            for node in tree
+            if not stat.S_ISCHR(node.mode)
+            for field in ("uid 0", "gid 0", "atime @0", "ctime @0", "crtime @0")
+        )
+    build.run(["debugfs", "-w", "-f", script, image], env=environment)

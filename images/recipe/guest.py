@@ -10,19 +10,19 @@ from .cache import sha256_file
 from .tree import Tree
 
 if TYPE_CHECKING:
+    from .build import Build
     from .debian import Package
-    from .progress import Progress
 
 RECIPE = os.path.dirname(__file__)
 SOURCES = os.path.join(os.path.dirname(RECIPE), "guest")
 TOOLS = {"gcc": "gcc", "/usr/include/stdio.h": "libc6-dev", "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs"}
 ROOT_BYTES = 128 << 20
 
-# fmt: off
-BARE = ["-std=gnu11", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie",
-        "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-s"]
-HOSTED = ["-std=gnu11", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-Wl,--build-id=none", "-s"]
-# fmt: on
+COMMON = ["-std=gnu11", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-Wl,--build-id=none", "-s"]
+BARE = [
+    *("-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector"),
+    *("-fno-asynchronous-unwind-tables", "-Wl,-z,noseparate-code"),
+]
 
 
 def inputs() -> dict[str, str]:
@@ -34,18 +34,18 @@ def inputs() -> dict[str, str]:
 class Userland:
     """busybox and the compiled programs, ready to be laid out as an initrd or a root disk."""
 
-    def __init__(self, hostname: str, busybox: Package, work: str, progress: Progress, log: str) -> None:
+    def __init__(self, hostname: str, busybox: Package, build: Build) -> None:
         self._hostname = hostname
-        unpacked = os.path.join(work, "busybox")
-        busybox.extract(unpacked, progress, log)
+        unpacked = os.path.join(build.work, "busybox")
+        busybox.extract(unpacked, build)
         program = next(
             path for path in (f"{unpacked}/bin/busybox", f"{unpacked}/usr/bin/busybox") if os.path.exists(path)
         )
         self._busybox = _read(program)
         listing = subprocess.run([program, "--list-full"], capture_output=True, text=True, check=True)
         self._applets = listing.stdout.split()
-        self._init = _compile("init", BARE, work, progress, log)
-        self._bench = _compile("bench-syscalls", HOSTED, work, progress, log)
+        self._init = _compile("init", [*COMMON, *BARE], build)
+        self._bench = _compile("bench-syscalls", COMMON, build)
 
     def initrd(self, modules: dict[str, bytes]) -> Tree:
         """A root file system in RAM with as few files as will do: busybox's shell finds its applets by itself.
@@ -84,15 +84,15 @@ class Userland:
         for name in ("halt", "poweroff", "reboot"):
             tree.symlink(f"sbin/{name}", "/bin/busybox")
         tree.file("etc/hostname", f"{self._hostname}\n".encode())
-        tree.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
+        tree.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
         tree.file("etc/group", b"root:x:0:\n")
         return tree
 
 
-def _compile(name: str, flags: list[str], work: str, progress: Progress, log: str) -> bytes:
-    program = os.path.join(work, name)
+def _compile(name: str, flags: list[str], build: Build) -> bytes:
+    program = os.path.join(build.work, name)
     source = os.path.join(SOURCES, f"{name}.c")
-    progress.run(["gcc", *flags, f"-ffile-prefix-map={SOURCES}=.", "-o", program, source], log=log)
+    build.run(["gcc", *flags, "-o", program, source])
     return _read(program)
 
 

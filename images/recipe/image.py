@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 from .cpio import write_cpio
@@ -17,26 +16,29 @@ from .progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .build import Build
     from .cache import Artefact
     from .guest import Userland
 
 APPEND = "console=ttyS0 root=/dev/vda rw quiet"
 
 
-def write_disks(userland: Userland, modules: dict[str, bytes], work: str, out: str, progress: Progress, log: str) -> None:
-    """Writes initrd.cpio and root.img into `out`."""
-    with progress.stage("write initrd.cpio and root.img"):
-        with open(os.path.join(out, "initrd.cpio"), "wb") as file:
+def write_disks(userland: Userland, modules: dict[str, bytes], build: Build) -> None:
+    """Writes initrd.cpio and root.img."""
+    with build.progress.stage("write initrd.cpio and root.img"):
+        with open(os.path.join(build.out, "initrd.cpio"), "wb") as file:
             write_cpio(userland.initrd(modules), file)
-        write_ext4(userland.root(), os.path.join(out, "root.img"), ROOT_BYTES, work, progress, log)
+        write_ext4(userland.root(), os.path.join(build.out, "root.img"), ROOT_BYTES, build)
 
 
-def run_recipe(name: str, describe: str, prepare: Callable[[], Artefact], make: Callable[[Artefact, Progress], str]) -> int:
+def run_recipe(
+    name: str, describe: str, prepare: Callable[[], Artefact], make: Callable[[Artefact, Progress], str]
+) -> int:
     """The whole of `images/NAME/build`: prints the image's directory as the last line of stdout; the exit code."""
     parser = argparse.ArgumentParser(prog=f"images/{name}/build", description=describe)
     parser.add_argument("--print", action="store_true", help="print the directory if it is built; build nothing")
     only_print = parser.parse_args().print
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     progress = Progress(f"images/{name}")
     try:
         artefact = prepare()

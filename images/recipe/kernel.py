@@ -7,22 +7,36 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from .cache import Artefact, sha256_file
+from .cache import Artefact
 from .errors import RecipeError
 
 if TYPE_CHECKING:
+    from .build import Build
     from .debian import Package
-    from .progress import Progress
 
 FRAGMENT = os.path.join(os.path.dirname(os.path.dirname(__file__)), "micro", "kernel.config")
 SOURCE_PACKAGE = "linux-source-6.1"
-# fmt: off
+REVISION = 1  # of the steps in this file: part of the inputs
 TOOLS = {
-    "gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "xz": "xz-utils", "lz4": "lz4", "tar": "tar",
-    "/usr/include/stdio.h": "libc6-dev", "/usr/include/gelf.h": "libelf-dev",
+    "bc": "bc",
+    "bison": "bison",
+    "flex": "flex",
+    "gcc": "gcc",
+    "lz4": "lz4",
+    "make": "make",
+    "objcopy": "binutils",
+    "tar": "tar",
+    "xz": "xz-utils",
+    "/usr/include/gelf.h": "libelf-dev",
+    "/usr/include/stdio.h": "libc6-dev",
 }
-# fmt: on
-FIXED = ["KBUILD_BUILD_TIMESTAMP=1970-01-01", "KBUILD_BUILD_USER=pyvmm", "KBUILD_BUILD_HOST=pyvmm"]
+# In __init code gcc inlines memset as `rep stosb`, which a host that interprets ring 0 takes byte by byte.
+MAKE_VARIABLES = [
+    "KCFLAGS=-mstringop-strategy=libcall",
+    "KBUILD_BUILD_TIMESTAMP=1970-01-01",
+    "KBUILD_BUILD_USER=pyvmm",
+    "KBUILD_BUILD_HOST=pyvmm",
+]
 ARCHIVE_CHECKPOINTS = 133  # of 1000 records, in the source archive
 MAKE_LINES = 1580  # what make prints for the whole build: for the progress display only
 
@@ -48,7 +62,8 @@ def check_config(wanted: dict[str, str], result: dict[str, str]) -> None:
     ]
     if wrong:
         raise RecipeError(
-            "these options of kernel.config did not come out as written (their dependencies say why):\n" + "\n".join(wrong)
+            "these options of kernel.config did not come out as written; their dependencies say why:\n"
+            + "\n".join(wrong)
         )
 
 
@@ -61,55 +76,53 @@ def kernel_artefact(source: Package) -> Artefact:
         "config": wanted,
         "packages": {source.name: source.version},
         "compiler": compiler,
-        "recipe": sha256_file(__file__),
+        "make": MAKE_VARIABLES,
+        "revision": REVISION,
     }
     return Artefact("micro-kernel", inputs)
 
 
-def build_kernel(source: Package, progress: Progress, work: str, out: str) -> dict[str, Any]:
-    """Builds into `out`; the source tree and the objects stay in `work` for a next try."""
-    log = os.path.join(work, "build.log")
-    tree = os.path.join(work, "linux")
+def build_kernel(source: Package, build: Build) -> dict[str, Any]:
+    """Builds the kernel; the source tree and the objects of an interrupted run are used again."""
+    tree = os.path.join(build.work, "linux")
     if not os.path.isdir(tree):
-        _unpack(source, tree, progress, work, log)
-    _configure(tree, progress, log)
+        _unpack(source, tree, build)
+    _configure(tree, build)
     jobs = f"-j{len(os.sched_getaffinity(0))}"
-    with progress.stage("build the kernel"):
-        progress.run(
-            ["make", jobs, *FIXED, "vmlinux", "bzImage"],
+    with build.progress.stage("build the kernel"):
+        build.run(
+            ["make", jobs, *MAKE_VARIABLES, "vmlinux", "bzImage"],
             cwd=tree,
-            log=log,
             detail=lambda lines: f"{min(lines, MAKE_LINES)}/~{MAKE_LINES} steps",
         )
     # The symbols and the relocations for KASLR go; the notes, with the PVH entry point, stay.
-    progress.run(["objcopy", "-S", "-R", ".comment", "vmlinux", os.path.join(out, "vmlinux")], cwd=tree, log=log)
-    shutil.copy(os.path.join(tree, "arch/x86/boot/bzImage"), os.path.join(out, "bzImage"))
-    shutil.copy(os.path.join(tree, ".config"), os.path.join(out, "kernel.config"))
+    build.run(["objcopy", "-S", "-R", ".comment", "vmlinux", os.path.join(build.out, "vmlinux")], cwd=tree)
+    shutil.copy(os.path.join(tree, "arch/x86/boot/bzImage"), os.path.join(build.out, "bzImage"))
+    shutil.copy(os.path.join(tree, ".config"), os.path.join(build.out, "kernel.config"))
     with open(os.path.join(tree, "include/config/kernel.release")) as file:
         return {"kernel_release": file.read().strip()}
 
 
-def _unpack(source: Package, tree: str, progress: Progress, work: str, log: str) -> None:
-    package = os.path.join(work, "package")
+def _unpack(source: Package, tree: str, build: Build) -> None:
+    package = os.path.join(build.work, "package")
     partial = f"{tree}.partial"
-    source.fetch(progress, log)
-    with progress.stage("unpack the kernel source"):
+    source.fetch(build)
+    with build.progress.stage("unpack the kernel source"):
         shutil.rmtree(partial, ignore_errors=True)
         os.makedirs(partial)
-        source.extract(package, progress, log)
+        source.extract(package, build)
         archive = os.path.join(package, "usr/src", f"{SOURCE_PACKAGE}.tar.xz")
-        progress.run(
-            ["tar", "-xJf", archive, "-C", partial, "--strip-components=1", "--checkpoint=1000",
-             "--checkpoint-action=echo", "--exclude=*/drivers/gpu/*.[ch]"],  # fmt: skip
-            log=log,
+        unpack = ["tar", "-xJf", archive, "-C", partial, "--strip-components=1", "--exclude=*/drivers/gpu/*.[ch]"]
+        build.run(
+            [*unpack, "--checkpoint=1000", "--checkpoint-action=echo"],
             detail=lambda lines: f"{min(100, lines * 100 // ARCHIVE_CHECKPOINTS)} %",
         )
         shutil.rmtree(package)
         os.rename(partial, tree)
 
 
-def _configure(tree: str, progress: Progress, log: str) -> None:
-    with progress.stage("configure the kernel"):
-        progress.run(["make", f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], cwd=tree, log=log)
+def _configure(tree: str, build: Build) -> None:
+    with build.progress.stage("configure the kernel"):
+        build.run(["make", f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], cwd=tree)
         with open(FRAGMENT) as wanted, open(os.path.join(tree, ".config")) as result:
             check_config(parse_config(wanted.read()), parse_config(result.read()))

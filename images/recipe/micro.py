@@ -11,6 +11,7 @@ from .debian import Package, check_tools
 from .image import APPEND, run_recipe, write_disks
 
 if TYPE_CHECKING:
+    from .build import Build
     from .progress import Progress
 
 
@@ -27,18 +28,15 @@ class Micro:
         return Artefact("micro", inputs)
 
     def make(self, artefact: Artefact, progress: Progress) -> str:
-        def build(work: str, out: str) -> dict[str, Any]:
-            built = self._kernel.ensure(
-                progress, lambda *directories: kernel.build_kernel(self._source, progress, *directories)
-            )
+        def build_image(build: Build) -> dict[str, Any]:
+            built = self._kernel.ensure(progress, lambda build: kernel.build_kernel(self._source, build))
             for name in ("vmlinux", "bzImage", "kernel.config"):
-                _link(os.path.join(built, name), os.path.join(out, name))
-            log = os.path.join(work, "build.log")
-            userland = guest.Userland("micro", self._busybox, work, progress, log)
-            write_disks(userland, {}, work, out, progress, log)
+                _link(os.path.join(built, name), os.path.join(build.out, name))
+            userland = guest.Userland("micro", self._busybox, build)
+            write_disks(userland, {}, build)
             return {"kernel": ["vmlinux", "bzImage"], "initrd": "initrd.cpio", "root": "root.img", "append": APPEND}
 
-        return artefact.ensure(progress, build)
+        return artefact.ensure(progress, build_image)
 
 
 def _link(source: str, target: str) -> None:

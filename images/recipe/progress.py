@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import selectors
 import shutil
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from .errors import RecipeError
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
 
 REFRESH_S = 0.25
-LOG_TAIL_LINES = 20
 
 
 def _clock(seconds: float) -> str:
@@ -69,58 +63,3 @@ class Progress:
             text = f"{self._recipe}: {text}  {elapsed}"
         self._stream.write(text + end)
         self._stream.flush()
-
-    def run(
-        self,
-        command: list[str],
-        *,
-        log: str,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        detail: Callable[[int], str] | None = None,
-        counts: tuple[bytes, ...] = (b"",),
-    ) -> None:
-        """Runs `command`, its output appended to the file `log`, and keeps the live line going.
-
-        `detail` gets the number of output lines so far that start with one of `counts` and returns what to show.
-        Raises: RecipeError with the last lines of the output if the command fails.
-        """
-        lines = 0
-        environment = {**os.environ, "LC_ALL": "C", **(env or {})}
-        with open(log, "ab") as record, selectors.DefaultSelector() as ready:
-            process = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-            )
-            assert process.stdout is not None
-            ready.register(process.stdout, selectors.EVENT_READ)
-            rest = b""
-            try:
-                while True:
-                    if ready.select(REFRESH_S):
-                        chunk = process.stdout.read(65536)
-                        if not chunk:
-                            break
-                        record.write(chunk)
-                        *whole, rest = (rest + chunk).split(b"\n")
-                        lines += sum(line.lstrip().startswith(counts) for line in whole)
-                    self.update(detail(lines) if detail else "")
-                status = process.wait()
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
-            finally:
-                process.stdout.close()
-        if status:
-            raise RecipeError(f"`{' '.join(command)}` failed with status {status}:\n{_tail(log)}\nall of it: {log}")
-
-
-def _tail(log: str) -> str:
-    with open(log, errors="replace") as record:
-        return "".join(f"  {line}" for line in record.readlines()[-LOG_TAIL_LINES:]).rstrip()

@@ -17,17 +17,19 @@ import pytest
 from tests.fakes import guest
 
 PYVMM = os.path.join(os.path.dirname(sys.executable), "pyvmm")
+SOFTWARE_KVM = "pyvmm: this host's KVM is software"
 #: What no run here may take; the runs themselves take a tenth of a second, or two where a guest is watched.
 LIMIT_S = 30
 
 
 @dataclass(frozen=True)
 class Run:
-    """How one run of pyvmm ended."""
+    """How one run of pyvmm ended. Where KVM is software, pyvmm says so first: that is not among the *messages*."""
 
     code: int
     output: str
     messages: str
+    software_kvm: str
 
 
 class Pyvmm:
@@ -77,7 +79,9 @@ def finish(process: subprocess.Popen[bytes]) -> Run:
     except subprocess.TimeoutExpired:
         process.kill()
         raise
-    return Run(process.returncode, (output or b"").decode(), (messages or b"").decode())
+    lines = (messages or b"").decode().splitlines(keepends=True)
+    software_kvm = "".join(line for line in lines if line.startswith(SOFTWARE_KVM))
+    return Run(process.returncode, (output or b"").decode(), "".join(lines).replace(software_kvm, ""), software_kvm)
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def test_a_reboot_starts_the_guest_again(pyvmm: Pyvmm, way: str) -> None:
         assert process.stdout
         assert [process.stdout.readline() for _ in range(3)] == [b"from the start\n"] * 3
         process.terminate()
-        assert process.wait(5) == 123
+        assert finish(process).code == 123
 
 
 # Panics.

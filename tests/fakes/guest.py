@@ -70,4 +70,5 @@ def leave(status: int) -> bytes:
 def kernel(*code: bytes) -> bytes:
     """An ELF file that a VMM can boot by PVH."""
     text = b"".join(code)
+    text += bytes(-len(text) % 8)  # so that the note behind it is aligned
     return elf([(LOAD, text, len(text))], entry=LOAD, notes=pvh_note(LOAD))

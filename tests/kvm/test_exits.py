@@ -21,6 +21,8 @@ AL_AX_EAX = {1: (b"\xee", b"\xec"), 2: (b"\x66\xef", b"\x66\xed"), 4: (b"\xef", 
 LOADS = {1: b"\x8a\x03", 2: b"\x66\x8b\x03", 4: b"\x8b\x03", 8: b"\x48\x8b\x03"}  # from [rbx] to rax
 STORES = {1: b"\x88\x03", 2: b"\x66\x89\x03", 4: b"\x89\x03", 8: b"\x48\x89\x03"}
 VALUE = 0x1122_3344_5566_7788
+CANONICAL = 0xFFFF_8000_1234_5678
+KERNEL_GS_BASE = 0xC000_0102
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -43,7 +45,7 @@ def test_port_read(guest: ScratchGuest, size: int) -> None:
         case event:
             pytest.fail(f"{event}")
     answer = VALUE & (1 << 8 * size) - 1
-    guest.vcpu.reply_port([answer])
+    guest.vcpu.reply_port(answer.to_bytes(size, "little"))
     assert isinstance(guest.run(), Halted)
     assert registers(guest)[abi.RAX] == answer
 
@@ -65,7 +67,8 @@ def test_string_port_read(guest: ScratchGuest) -> None:
     given = 0
     while isinstance(event := guest.run(), PortRead):
         assert (event.port, event.size) == (0x60, 2)
-        guest.vcpu.reply_port(range(0x1000 + given, 0x1000 + given + event.count))
+        items = range(0x1000 + given, 0x1000 + given + event.count)
+        guest.vcpu.reply_port(b"".join(item.to_bytes(2, "little") for item in items))
         given += event.count
     assert isinstance(event, Halted)
     assert guest.memory.read(USER, 8) == bytes.fromhex("0010 0110 0210 0310")
@@ -106,10 +109,10 @@ def test_triple_fault(guest: ScratchGuest) -> None:
 def test_filtered_msr_write(guest: ScratchGuest, *, error: bool) -> None:
     """KVM api.rst 7.21: the write comes out, and the answer may be a #GP. Other MSRs do not come out."""
     msrs.report_writes(guest.vm, msrs.STAR, 4)
-    start(guest, wrmsr(msrs.EFER + 0x102, VALUE) + wrmsr(msrs.LSTAR, VALUE) + REPORT)  # KERNEL_GS_BASE first
+    start(guest, wrmsr(KERNEL_GS_BASE, CANONICAL) + wrmsr(msrs.LSTAR, CANONICAL) + REPORT)
     match guest.run():
         case MsrWrite(msrs.LSTAR, value):
-            assert value == VALUE
+            assert value == CANONICAL
         case event:
             pytest.fail(f"{event}")
     guest.vcpu.reply_msr(error=error)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.lines import Clock, CountingIrq, Sink
-from vmm.bus import Bus, Device
+from vmm.bus import Bus
 from vmm.devices import acpi_pm, cmos, debugexit, i8042
 from vmm.devices.acpi_pm import AcpiPm
 from vmm.devices.cmos import Cmos
@@ -15,6 +17,9 @@ from vmm.devices.debugexit import DebugExit
 from vmm.devices.i8042 import I8042, KEYBOARD_BUFFER_SIZE
 from vmm.devices.pvpanic import PvPanic
 from vmm.devices.uart16550 import FIFO_SIZE, INPUT_LIMIT, Uart16550
+
+if TYPE_CHECKING:
+    from vmm.bus import Device
 
 RBR, IER, FCR, MCR, LSR = 0, 1, 2, 4, 5
 RDI, NO_INT, DR = 1, 1, 1

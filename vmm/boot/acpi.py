@@ -7,11 +7,11 @@ source override for IRQ 0. The SCI is an irqfd and thus an edge, which ISA IRQ 9
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from vmm import layout
 from vmm.boot import aml
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 

@@ -8,10 +8,10 @@ packed size. That size field is a claim: the output is mapped, not filled, at th
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import bz2
     import lzma

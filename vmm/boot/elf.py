@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from vmm import layout
 from vmm.boot.plan import LoadedKernel
 from vmm.errors import ConfigError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.boot.plan import Piece
 

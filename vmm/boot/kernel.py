@@ -6,7 +6,6 @@ import errno
 import mmap
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from vmm import layout
 from vmm.boot import e820, elf
@@ -14,6 +13,7 @@ from vmm.boot.cmdline import LINUX_MAX, ROOM, encode
 from vmm.boot.plan import BootPlan
 from vmm.errors import ConfigError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.boot.bzimage import BzImage
     from vmm.boot.plan import Bytes, EntryState, LoadedKernel, Piece

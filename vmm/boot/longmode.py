@@ -14,11 +14,11 @@ Boot page tables, all of them below the boot stack:
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from vmm import layout
 from vmm.boot.plan import EntryState, Segment
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.boot.plan import Piece
 

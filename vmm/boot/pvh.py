@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from vmm import layout
 from vmm.boot.plan import EntryState, Segment
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

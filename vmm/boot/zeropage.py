@@ -13,10 +13,10 @@ offset  size  field
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from vmm import layout
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from vmm import __version__, outcome
+from vmm.cli.options import Option, Options, parse
 from vmm.config import (
     BOOT_PROTOCOLS,
     MEMORY_DEFAULT,
@@ -26,8 +24,11 @@ from vmm.errors import ConfigError, VmmError
 from vmm.outcome import Outcome
 from vmm.trace import TRACE_KINDS
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm.machine import Machine, Session
+    from collections.abc import Sequence
+
+    from vmm.machine import Session
 
 EXIT_USAGE = 2
 EXIT_HOST = 125
@@ -44,7 +45,38 @@ _EXIT_CODES = {
 _SWITCH_INTERVAL_S = 1e-5
 _TAIL_LINES = 20
 
-_EPILOG = """\
+OPTIONS = (
+    Option("kernel", "bzImage or vmlinux to boot", metavar="FILE", short="k"),
+    Option("initrd", "initial RAM disk", metavar="FILE", short="i"),
+    Option("append", "kernel command line, after what pyvmm adds", metavar="TEXT", short="a"),
+    Option("disk", "raw image as a virtio disk; the first is the root file system unless root= says otherwise",
+           metavar="IMAGE[,readonly][,serial=TEXT]", short="d", repeatable=True),
+    Option("net", "network card on a new tap of a bridge, or on an existing tap",
+           metavar="bridge=NAME|tap=NAME[,mac=…][,mtu=…]", short="n", repeatable=True),
+    Option("cpus", "number of CPUs (1)", metavar="N", short="c"),
+    Option("memory", f"RAM, such as 512M or 2G ({MEMORY_DEFAULT // MIB}M)", metavar="SIZE", short="m"),
+    Option("boot", "how to enter the kernel (auto: the fastest)", metavar="|".join(BOOT_PROTOCOLS)),
+    Option("kaslr", "let a bzImage unpack and move itself, at its own entry"),
+    Option("serial", "where the serial console is (stdio)", metavar="stdio|file:PATH|null"),
+    Option("no-reboot", "end with exit code 122 when the guest reboots"),
+    Option("timeout", "end with exit code 124 after this long", metavar="SECONDS"),
+    Option("trace", f"tell on stderr of {', '.join(TRACE_KINDS)}", metavar="KIND[,…]"),
+    Option("stats", "at the end, print exits, requests and assists"),
+    Option("verbose", "say how the kernel is entered and with which command line", short="v"),
+    Option("version", "print the version"),
+    Option("help", "print this", short="h"),
+)  # fmt: skip
+DOCTOR_OPTIONS = (
+    Option("format", "how to print it (table)", metavar="table|json"),
+    Option("help", "print this", short="h"),
+)
+
+_USAGE = """\
+usage: pyvmm --kernel FILE [--disk IMAGE] [options]
+
+Boot a Linux kernel in a KVM virtual machine.
+"""
+_EPILOG = """
 verbs:
   pyvmm doctor        what of this host pyvmm needs or can use, and how to mend what is missing
 
@@ -62,7 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["doctor"]:
             return _doctor(arguments[1:])
-        return _run(_parser().parse_args(arguments[1:] if arguments[:1] == ["run"] else arguments))
+        options = parse(arguments[1:] if arguments[:1] == ["run"] else arguments, OPTIONS)
+        if options.has("help") or options.has("version"):
+            sys.stdout.write(_help() if options.has("help") else f"pyvmm {__version__}\n")
+            return 0
+        return _run(options)
     except VmmError as error:
         say(str(error))
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_HOST
@@ -76,60 +112,45 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pyvmm",
-        usage="pyvmm --kernel FILE [--disk IMAGE] [options]",
-        description="Boot a Linux kernel in a KVM virtual machine.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("-k", "--kernel", required=True, metavar="FILE", help="bzImage or vmlinux to boot")
-    add("-i", "--initrd", metavar="FILE", help="initial RAM disk")
-    add("-a", "--append", default="", metavar="TEXT", help="kernel command line, after what pyvmm adds")
-    add("-d", "--disk", action="append", default=[], metavar="IMAGE[,readonly][,serial=TEXT]",
-        help="raw image as a virtio disk; the first is the root file system unless root= says otherwise")  # fmt: skip
-    add("-n", "--net", action="append", default=[], metavar="bridge=NAME|tap=NAME[,mac=…][,mtu=…]",
-        help="network card on a new tap of a bridge, or on an existing tap")  # fmt: skip
-    add("-c", "--cpus", type=int, default=1, metavar="N", help="number of CPUs (1)")
-    add("-m", "--memory", metavar="SIZE", help=f"RAM, such as 512M or 2G ({MEMORY_DEFAULT // MIB}M)")
-    add("--boot", choices=BOOT_PROTOCOLS, default="auto", help="how to enter the kernel (auto: the fastest)")
-    add("--kaslr", action="store_true", help="let a bzImage unpack and move itself, at its own entry")
-    add("--serial", default="stdio", metavar="stdio|file:PATH|null", help="where the serial console is (stdio)")
-    add("--no-reboot", action="store_true", help="end with exit code 122 when the guest reboots")
-    add("--timeout", type=float, metavar="SECONDS", help="end with exit code 124 after this long")
-    add("--trace", default="", metavar="KIND[,…]", help=f"tell on stderr of {', '.join(TRACE_KINDS)}")
-    add("--stats", action="store_true", help="at the end, print exits, requests and assists")
-    add("-v", "--verbose", action="store_true", help="say how the kernel is entered and with which command line")
-    add("--version", action="version", version=f"pyvmm {__version__}")
-    return parser
+def _help() -> str:
+    return f"{_USAGE}\noptions:\n{''.join(option.describe() for option in OPTIONS)}{_EPILOG}"
 
 
-def _config(arguments: argparse.Namespace) -> MachineConfig:
+def _config(options: Options) -> MachineConfig:
+    if not options.has("kernel"):
+        raise ConfigError(
+            "no kernel is given", where="--kernel", fix="pyvmm --kernel FILE; pyvmm --help lists all options"
+        )
     return MachineConfig(
-        kernel=arguments.kernel,
-        initrd=arguments.initrd,
-        append=arguments.append,
-        boot=arguments.boot,
-        kaslr=arguments.kaslr,
-        cpus=arguments.cpus,
-        memory_bytes=parse_size(arguments.memory) if arguments.memory else MEMORY_DEFAULT,
-        disks=tuple(map(parse_disk, arguments.disk)),
-        nets=tuple(map(parse_net, arguments.net)),
-        serial=arguments.serial,
-        reboot=not arguments.no_reboot,
-        timeout_s=arguments.timeout,
-        trace=parse_trace(arguments.trace),
+        kernel=options.one("kernel"),
+        initrd=options.one("initrd") or None,
+        append=options.one("append"),
+        boot=options.one("boot", "auto"),
+        kaslr=options.has("kaslr"),
+        cpus=options.number("cpus", 1),
+        memory_bytes=parse_size(options.one("memory")) if options.has("memory") else MEMORY_DEFAULT,
+        disks=tuple(map(parse_disk, options.all("disk"))),
+        nets=tuple(map(parse_net, options.all("net"))),
+        serial=options.one("serial", "stdio"),
+        reboot=not options.has("no-reboot"),
+        timeout_s=options.seconds("timeout"),
+        trace=parse_trace(options.one("trace")),
     )
 
 
 def _doctor(arguments: list[str]) -> int:
+    options = parse(arguments, DOCTOR_OPTIONS)
+    if options.has("help"):
+        sys.stdout.write(
+            "".join(["usage: pyvmm doctor [options]\n\n", *(option.describe() for option in DOCTOR_OPTIONS)])
+        )
+        return 0
+    form = options.one("format", "table")
+    if form not in ("table", "json"):
+        raise ConfigError(f"{form!r} is no format", where="--format", fix="table or json")
     from vmm.cli.doctor import doctor
 
-    parser = argparse.ArgumentParser(prog="pyvmm doctor", description="Try everything pyvmm needs of this host.")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
-    return doctor(sys.stdout, as_json=parser.parse_args(arguments).format == "json")
+    return doctor(sys.stdout, as_json=form == "json")
 
 
 def cache_directory() -> str:
@@ -141,19 +162,22 @@ def cache_directory() -> str:
     return os.path.join(base, "pyvmm")
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    config = _config(arguments)
+def _run(options: Options) -> int:
+    config = _config(options)
     from vmm.kvm.assist.probe import host_kind
-    from vmm.machine import Session
+    from vmm.machine import ASSIST_APPEND, Session
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     cache_dir = cache_directory()
-    session = Session(config, host_kind(cache_dir), say=say, trace=_trace, cache_dir=cache_dir)
+    host = host_kind(cache_dir)
+    if not host.complete:
+        say(f"this host's KVM is software; assisting it, with these kernel options: {' '.join(ASSIST_APPEND)}")
+    session = Session(config, host, say=say, trace=_trace, cache_dir=cache_dir)
     try:
-        return _exit_code(_boot_until_the_end(session, verbose=arguments.verbose), session)
+        return _exit_code(_boot_until_the_end(session, verbose=options.has("verbose")), session)
     finally:
         session.close()
-        if arguments.stats:
+        if options.has("stats"):
             from vmm.cli.stats import render
 
             sys.stderr.write(render(session))
@@ -165,25 +189,22 @@ def _boot_until_the_end(session: Session, *, verbose: bool) -> Outcome:
 
     config = session.config
     deadline = None if config.timeout_s is None else time.monotonic() + config.timeout_s
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: session.stop(f"by {signal.Signals(number).name}"))
     while True:
         machine = Machine.build(session)
         try:
             if verbose:
                 say(machine.description)
                 say(f"command line: {machine.command_line()}")
-            _stop_on_signals(machine)
             gc.freeze()
             machine.start()
             end = machine.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
         finally:
             machine.close()
+            gc.unfreeze()
         if end.kind != outcome.RESET or not config.reboot:
             return end
-
-
-def _stop_on_signals(machine: Machine) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: machine.stop(f"by {signal.Signals(number).name}"))
 
 
 def _exit_code(end: Outcome, session: Session) -> int:

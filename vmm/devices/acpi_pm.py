@@ -14,10 +14,10 @@ offset  size  register
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from vmm.regs import RegisterBlock, register
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -8,10 +8,10 @@ needs it, and kernels use their own timers.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from vmm.regs import RegisterBlock, register
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable

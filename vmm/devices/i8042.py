@@ -9,10 +9,10 @@ others on a PC; here nobody answers.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 from vmm.regs import RegisterBlock, register
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

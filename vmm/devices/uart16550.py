@@ -28,10 +28,10 @@ readiness paces it in both directions, and nothing is lost or kept without bound
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 from vmm.regs import RegisterBlock, register
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -6,12 +6,20 @@ import os
 import select
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
 
 from vmm.errors import BackendError, ConfigError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
+
+    class ByteSink(Protocol):
+        """Takes a device's output. Called with the device's lock held, from any thread; never blocks."""
+
+        def write(self, data: bytes) -> bool:
+            """Take *data*, all of it or (False) nothing; the sink's owner says when it is worth trying again."""
+
 
 #: How much output may wait for a host that does not take it; beyond that the guest is made to wait.
 OUTPUT_LIMIT = 64 << 10
@@ -21,13 +29,6 @@ TAIL_SIZE = 64 << 10
 LINE_LIMIT = 1024
 
 _GATHER_S = 0.002
-
-
-class ByteSink(Protocol):
-    """Takes a device's output. Called with the device's lock held, from any thread; never blocks."""
-
-    def write(self, data: bytes) -> bool:
-        """Take *data*, all of it or (False) nothing; the sink's owner says when it is worth trying again."""
 
 
 class HostWriter:

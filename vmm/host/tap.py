@@ -10,10 +10,10 @@ import errno
 import fcntl
 import os
 import struct
-from typing import TYPE_CHECKING
 
 from vmm.errors import BackendError, ConfigError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

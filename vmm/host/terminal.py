@@ -8,11 +8,25 @@ import os
 import signal
 import termios
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+    from typing import Any, Protocol
+
+    class Loop(Protocol):
+        """What a terminal needs of the event loop."""
+
+        def watch(self, fd: int, callback: Callable[[], None], lock: threading.Lock | None = None) -> None:
+            """Call *callback* (holding *lock*) whenever *fd* is readable, or PermissionError if it always is."""
+
+        def unwatch(self, fd: int) -> None:
+            """Stop watching *fd*."""
+
+        def call_soon(self, callback: Callable[[], None], lock: threading.Lock | None = None) -> None:
+            """Run *callback* (holding *lock*) on the loop's next turn."""
+
 
 #: The most that is read at once.
 READ_SIZE = 1024
@@ -20,22 +34,10 @@ READ_SIZE = 1024
 ESCAPE = 0x01  # Ctrl-A
 HELP = """
 Ctrl-A x       end the virtual machine
+Ctrl-A d       press Ctrl-Alt-Del in the guest
 Ctrl-A h       this help
 Ctrl-A a       send Ctrl-A to the guest (as does Ctrl-A Ctrl-A)
 """
-
-
-class Loop(Protocol):
-    """What a terminal needs of the event loop."""
-
-    def watch(self, fd: int, callback: Callable[[], None], lock: threading.Lock | None = None) -> None:
-        """Call *callback* (holding *lock*) whenever *fd* is readable, or PermissionError if it always is."""
-
-    def unwatch(self, fd: int) -> None:
-        """Stop watching *fd*."""
-
-    def call_soon(self, callback: Callable[[], None], lock: threading.Lock | None = None) -> None:
-        """Run *callback* (holding *lock*) on the loop's next turn."""
 
 
 class EscapeFilter:
@@ -45,7 +47,7 @@ class EscapeFilter:
         self._escaped = False
 
     def feed(self, data: bytes) -> tuple[bytes, str]:
-        """What goes to the guest, and the commands (`x`, `h`) in the order typed; a key that is none goes through."""
+        """What goes to the guest, and the commands (`x`, `d`, `h`) in the order typed; a key that is none goes through."""
         passed = bytearray()
         commands = ""
         for byte in data:
@@ -55,7 +57,7 @@ class EscapeFilter:
                     passed.append(byte)
                 continue
             self._escaped = False
-            if byte in b"xh":
+            if byte in b"xdh":
                 commands += chr(byte)
             elif byte in (ESCAPE, ord("a")):
                 passed.append(ESCAPE)
@@ -117,9 +119,9 @@ class RawMode:
 class Terminal:
     """Feeds a device with what comes from *fd*, in the loop's thread, no faster than the device takes it.
 
-    *deliver* is called with *lock* held; when it says False, reading stops until `resume`. On a terminal, *leave* and
-    *say* (with the help text) are called for the user's commands; otherwise bytes pass as they are. The end of the
-    input ends the reading, not the machine.
+    *deliver* is called with *lock* held; when it says False, reading stops until `resume`. On a terminal, *leave*,
+    *ctrl_alt_del* and *say* (with the help text) are called for the user's commands, *lock* held too; otherwise bytes
+    pass as they are. The end of the input ends the reading, not the machine.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Terminal:
         *,
         deliver: Callable[[bytes], bool],
         leave: Callable[[], None],
+        ctrl_alt_del: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
         self._fd = fd
@@ -137,6 +140,7 @@ class Terminal:
         self._lock = lock
         self._deliver = deliver
         self._leave = leave
+        self._ctrl_alt_del = ctrl_alt_del
         self._say = say
         is_terminal = os.isatty(fd)
         self._raw_mode = RawMode(fd) if is_terminal else None
@@ -196,5 +200,7 @@ class Terminal:
         for command in commands:
             if command == "x":
                 self._leave()
+            elif command == "d":
+                self._ctrl_alt_del()
             else:
                 self._say(HELP)

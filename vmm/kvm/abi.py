@@ -45,6 +45,8 @@ KVM_SET_MP_STATE = 0x4004AE99
 KVM_SET_GUEST_DEBUG = 0x4048AE9B
 KVM_GET_VCPU_EVENTS = 0x8040AE9F
 KVM_SET_VCPU_EVENTS = 0x4040AEA0
+KVM_GET_XSAVE = 0x9000AEA4
+KVM_SET_XSAVE = 0x5000AEA5
 
 KVM_CAP_IRQCHIP = 0
 KVM_CAP_USER_MEMORY = 3
@@ -327,6 +329,26 @@ class kvm_fpu(ctypes.Structure):
     ]
 
 
+class kvm_xsave(ctypes.Structure):
+    """The XSAVE area in its standard format: FXSAVE's 512 bytes, the header, the components."""
+
+    _fields_ = [
+        ("fcw", c_uint16),
+        ("fsw", c_uint16),
+        ("ftw", c_uint16),
+        ("fop", c_uint16),
+        ("rip", c_uint64),
+        ("rdp", c_uint64),
+        ("mxcsr", c_uint32),
+        ("mxcsr_mask", c_uint32),
+        ("st", c_uint8 * 128),
+        ("xmm", c_uint8 * 256),
+        ("unused", c_uint8 * 96),
+        ("xstate_bv", c_uint64),
+        ("components", c_uint8 * 3576),
+    ]
+
+
 class kvm_run_header(ctypes.Structure):
     """The fixed start of `struct kvm_run`; the exit's union follows at `RUN_EXIT`."""
 
@@ -373,6 +395,7 @@ _SIZES: dict[type, int] = {
     kvm_enable_cap: 104,
     kvm_signal_mask: 12,
     kvm_fpu: 416,
+    kvm_xsave: 4096,
     kvm_run_header: RUN_EXIT,
 }
 for _struct, _size in _SIZES.items():

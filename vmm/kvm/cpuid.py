@@ -24,6 +24,7 @@ def set_topology(table: abi.kvm_cpuid2, index: int, cpus: int, *, tsc_deadline: 
     Intel SDM 2A CPUID leaves 1, 4, 0xB, 0x1F; AMD APM 3 leaves 8000_0008, 8000_001E.
     """
     bits = (cpus - 1).bit_length()
+    _add_core_levels(table)
     for entry in table.entries[: table.nent]:
         match entry.function:
             case 1:
@@ -46,6 +47,17 @@ def set_topology(table: abi.kvm_cpuid2, index: int, cpus: int, *, tsc_deadline: 
                 entry.ecx = entry.ecx & ~0xF0FF | bits << 12 | cpus - 1
             case 0x8000_001E:
                 entry.eax, entry.ebx, entry.ecx = index, index, 0
+
+
+def _add_core_levels(table: abi.kvm_cpuid2) -> None:
+    """Give leaves 0xB and 0x1F their second level; newer kernels leave it to the VMM."""
+    entries = table.entries[: table.nent]
+    have = {(entry.function, entry.index) for entry in entries}
+    for leaf in (0xB, 0x1F):
+        if (leaf, 0) in have and (leaf, 1) not in have and table.nent < abi.KVM_MAX_CPUID_ENTRIES:
+            added = table.entries[table.nent]
+            added.function, added.index, added.flags = leaf, 1, abi.KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+            table.nent += 1
 
 
 def hide(table: abi.kvm_cpuid2, function: int, register: str, bits: int) -> None:

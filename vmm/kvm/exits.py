@@ -6,7 +6,9 @@ of `kvm_run`.
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 
 class PortRead:

@@ -17,18 +17,44 @@ offset   size       configuration space (§5.2.4)
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Protocol
 
 from vmm.errors import BackendError
 from vmm.virtio import chain
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.spec import DeviceId
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Protocol
 
     from vmm.virtio.chain import DescriptorChain
     from vmm.virtio.device import ActiveDevice
+
+    class Disk(Protocol):
+        """A disk image, as `vmm.host.disk.raw.RawDisk`. The methods raise `BackendError`."""
+
+        @property
+        def size_bytes(self) -> int:
+            """The capacity: a multiple of 512."""
+
+        @property
+        def readonly(self) -> bool:
+            """Whether it can only be read."""
+
+        @property
+        def serial(self) -> bytes:
+            """At most 20 bytes of ASCII."""
+
+        def preadv(self, views: Sequence[memoryview], offset: int) -> None:
+            """Fill *views* with what is at *offset* (bytes)."""
+
+        def pwritev(self, views: Sequence[memoryview], offset: int) -> None:
+            """Write *views* at *offset* (bytes)."""
+
+        def flush(self) -> None:
+            """Bring everything written to stable storage."""
+
 
 SECTOR = 512
 _unpack_header = struct.Struct("<I4xQ").unpack
@@ -66,31 +92,6 @@ class RequestStatus:
 
 _TYPE_NAMES = {RequestType.IN: "IN", RequestType.OUT: "OUT", RequestType.FLUSH: "FLUSH", RequestType.GET_ID: "GET_ID"}
 _STATUS_NAMES = ("OK", "IOERR", "UNSUPP")
-
-
-class Disk(Protocol):
-    """A disk image, as `vmm.host.disk.raw.RawDisk`. The methods raise `BackendError`."""
-
-    @property
-    def size_bytes(self) -> int:
-        """The capacity: a multiple of 512."""
-
-    @property
-    def readonly(self) -> bool:
-        """Whether it can only be read."""
-
-    @property
-    def serial(self) -> bytes:
-        """At most 20 bytes of ASCII."""
-
-    def preadv(self, views: Sequence[memoryview], offset: int) -> None:
-        """Fill *views* with what is at *offset* (bytes)."""
-
-    def pwritev(self, views: Sequence[memoryview], offset: int) -> None:
-        """Write *views* at *offset* (bytes)."""
-
-    def flush(self) -> None:
-        """Bring everything written to stable storage."""
 
 
 class BlkDevice(VirtioDevice):

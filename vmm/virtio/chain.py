@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from vmm.errors import GuestFault
 from vmm.virtio.spec import CHAIN_BYTES_MAX, DESCRIPTOR_SIZE, DescFlag
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

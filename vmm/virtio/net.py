@@ -16,20 +16,37 @@ offset   size   configuration space (§5.1.4)
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Protocol
 
 from vmm.errors import BackendError
 from vmm.virtio import chain
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.spec import DeviceId
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Protocol
 
     from vmm.eventloop import EventLoop
     from vmm.virtio.chain import DescriptorChain
     from vmm.virtio.device import ActiveDevice
     from vmm.virtio.queue import VirtQueue
+
+    class TapBackend(Protocol):
+        """A tap, as `vmm.host.tap.Tap`: frames with a 12-byte header before them. Nothing here blocks."""
+
+        def fileno(self) -> int:
+            """Readable when a frame waits."""
+
+        def readv(self, views: Sequence[memoryview]) -> int:
+            """Take the next frame into *views*; its bytes, or 0 if none waits. `BackendError` if the tap is gone."""
+
+        def writev(self, views: Sequence[memoryview]) -> bool:
+            """Send the frame in *views*; whether the host took it."""
+
+        def set_offload(self, flags: int) -> None:
+            """Let frames come with the work named by *flags* (`TUN_F_*`) undone."""
+
 
 RX, TX = 0, 1
 _QUEUE_SIZE = 256
@@ -64,22 +81,6 @@ class NetFeature:
     HOST_TSO6 = 1 << 12
     MRG_RXBUF = 1 << 15
     STATUS = 1 << 16
-
-
-class TapBackend(Protocol):
-    """A tap, as `vmm.host.tap.Tap`: frames with a 12-byte header before them. Nothing here blocks."""
-
-    def fileno(self) -> int:
-        """Readable when a frame waits."""
-
-    def readv(self, views: Sequence[memoryview]) -> int:
-        """Take the next frame into *views*; its bytes, or 0 if none waits. Raises `BackendError` if the tap is gone."""
-
-    def writev(self, views: Sequence[memoryview]) -> bool:
-        """Send the frame in *views*; whether the host took it."""
-
-    def set_offload(self, flags: int) -> None:
-        """Let frames come with the work named by *flags* (`TUN_F_*`) undone."""
 
 
 class NetDevice(VirtioDevice):

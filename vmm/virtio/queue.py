@@ -12,12 +12,12 @@ device     used ring                     4          le16 flags, idx, { le32 id, 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from vmm.errors import GuestFault
 from vmm.virtio import chain
 from vmm.virtio.spec import AVAIL_F_NO_INTERRUPT, DESCRIPTOR_SIZE, USED_F_NO_NOTIFY, Feature
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.memory import GuestMemory
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from vmm.virtio import chain
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.spec import DeviceId
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.virtio.chain import DescriptorChain
     from vmm.virtio.device import ActiveDevice

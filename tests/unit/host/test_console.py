@@ -161,12 +161,14 @@ def test_a_host_that_does_not_read_makes_the_guest_wait_and_loses_nothing(pipe: 
 def test_closing_does_not_wait_for_ever_for_a_host_that_does_not_read() -> None:
     reader, writing = os.pipe()
     writer = HostWriter(writing, "stdout")
-    for _ in range(3):
-        writer.write(bytes(OUTPUT_LIMIT))
-        time.sleep(0.05)
+    pending = 2 * fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)
+    for _ in range(pending // OUTPUT_LIMIT):
+        while not writer.write(bytes(OUTPUT_LIMIT)):
+            time.sleep(0.01)
     assert not writer.close(timeout_s=0.1)
-    while writer._thread.is_alive():
-        os.read(reader, 1 << 16)
+    while pending:
+        pending -= len(os.read(reader, 1 << 16))
+    assert writer.close(PATIENCE_S)
     os.close(reader)
     os.close(writing)
 

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.fakes.loop import SteppedLoop
 from vmm.host.terminal import HELP, EscapeFilter, RawMode, Terminal
+
+PATIENCE_S = 10.0
 
 # The escape filter.
 
@@ -24,6 +27,7 @@ from vmm.host.terminal import HELP, EscapeFilter, RawMode, Terminal
         (b"ls\r", b"ls\r", ""),
         (b"\x01x", b"", "x"),
         (b"\x01h", b"", "h"),
+        (b"\x01d", b"", "d"),
         (b"\x01a", b"\x01", ""),
         (b"\x01\x01", b"\x01", ""),
         (b"\x01\x01x", b"\x01x", ""),
@@ -132,9 +136,17 @@ class Guest:
         self.loop, self.lock = SteppedLoop(), threading.Lock()
         self.room = room
         self.got = bytearray()
-        self.left = 0
+        self.left = self.ctrl_alt_dels = 0
         self.said: list[str] = []
-        self.terminal = Terminal(fd, self.loop, self.lock, deliver=self.deliver, leave=self.leave, say=self.said.append)
+        self.terminal = Terminal(
+            fd,
+            self.loop,
+            self.lock,
+            deliver=self.deliver,
+            leave=self.leave,
+            ctrl_alt_del=self.ctrl_alt_del,
+            say=self.said.append,
+        )
 
     def deliver(self, data: bytes) -> bool:
         assert self.lock.locked()
@@ -144,6 +156,16 @@ class Guest:
 
     def leave(self) -> None:
         self.left += 1
+
+    def ctrl_alt_del(self) -> None:
+        self.ctrl_alt_dels += 1
+
+    def serve_until(self, done: Callable[[], bool]) -> None:
+        """Serve the loop; what is written to a terminal takes the kernel a moment to hand over."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not done():
+            assert time.monotonic() < deadline
+            self.loop.settle()
 
     def close(self) -> None:
         self.terminal.close()
@@ -161,11 +183,11 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def test_what_is_typed_reaches_the_guest_and_commands_do_not(pty: tuple[int, int]) -> None:
     guest = Guest(pty[1])
-    os.write(pty[0], b"ls\r\x01h\x03\x01x")
-    guest.loop.settle()
+    os.write(pty[0], b"ls\r\x01h\x03\x01d\x01x")
+    guest.serve_until(lambda: guest.left == 1)
     assert guest.got == b"ls\r\x03"
     assert guest.said == [HELP]
-    assert guest.left == 1
+    assert guest.ctrl_alt_dels == 1
     guest.close()
 
 
@@ -236,7 +258,6 @@ def test_a_hangup_ends_the_reading() -> None:
     user, process = os.openpty()
     guest = Guest(process)
     os.close(user)
-    guest.loop.settle()
-    assert not guest.loop.watches(process)
+    guest.serve_until(lambda: not guest.loop.watches(process))
     guest.close()
     os.close(process)

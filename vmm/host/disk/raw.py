@@ -11,10 +11,10 @@ import fcntl
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING
 
 from vmm.errors import BackendError, ConfigError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

@@ -9,7 +9,6 @@ All of them run at CPL 0: ring 3 code is native there. `LZCNT` and `TZCNT` canno
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from vmm.kvm import abi
 from vmm.kvm.assist import segments
@@ -24,6 +23,8 @@ _VECTOR_BP, _VECTOR_MF = 3, 16
 _SYSRET_FLAGS = 0x3C_7FD7
 _IA32_TSC, _TSC_AUX = 0x10, 0xC000_0103
 _CR4_PGE = 1 << 7
+_MXCSR_MASK = 0xFFBF  # of a processor that tells none (Intel SDM 1 §11.6.6)
+_XSTATE_SSE = 1 << 1
 
 
 class Cpu:
@@ -71,15 +72,16 @@ class Cpu:
 Handler = Callable[[Cpu, Instruction], None]
 
 
-class Assist(NamedTuple):
+class Assist:
     """One row of the table: the encoding (None = any) and the function."""
 
-    name: str
-    prefix: int | None
-    modrm: int | None
-    reg: int | None
-    vex: bool
-    handler: Handler
+    __slots__ = ("handler", "modrm", "name", "prefix", "reg", "vex")
+
+    def __init__(
+        self, name: str, handler: Handler, *, prefix: int | None, modrm: int | None, reg: int | None, vex: bool
+    ) -> None:
+        self.name, self.prefix, self.modrm, self.reg, self.vex = name, prefix, modrm, reg, vex
+        self.handler = handler
 
     def matches(self, ins: Instruction) -> bool:
         """Whether *ins*, whose map and opcode agree, is this instruction."""
@@ -107,7 +109,7 @@ def assists(
     """Declare the decorated function as what does the instruction *name* of this encoding."""
 
     def declare(handler: Handler) -> Handler:
-        row = Assist(name, prefix, modrm, reg, vex, handler)
+        row = Assist(name, handler, prefix=prefix, modrm=modrm, reg=reg, vex=vex)
         ASSISTS.setdefault((opcode_map, opcode), []).append(row)
         return handler
 
@@ -223,16 +225,17 @@ def _fnclex(cpu: Cpu, _: Instruction) -> None:
 @assists("ldmxcsr", MAP_0F, 0xAE, prefix=0, reg=2)
 def _ldmxcsr(cpu: Cpu, ins: Instruction) -> None:
     value = int.from_bytes(read_linear(cpu.memory, cpu.sregs, cpu.linear(ins), 4), "little")
-    if value & ~0xFFFF:
+    area = cpu.vcpu.get_xsave()
+    if value & ~(area.mxcsr_mask or _MXCSR_MASK):
         raise GuestException(VECTOR_GP, 0)
-    fpu = cpu.vcpu.get_fpu()
-    fpu.mxcsr = value
-    cpu.vcpu.set_fpu(fpu)
+    area.mxcsr = value
+    area.xstate_bv |= _XSTATE_SSE
+    cpu.vcpu.set_xsave(area)
 
 
 @assists("stmxcsr", MAP_0F, 0xAE, prefix=0, reg=3)
 def _stmxcsr(cpu: Cpu, ins: Instruction) -> None:
-    mxcsr: int = cpu.vcpu.get_fpu().mxcsr
+    mxcsr: int = cpu.vcpu.get_xsave().mxcsr
     write_linear(cpu.memory, cpu.sregs, cpu.linear(ins), mxcsr.to_bytes(4, "little"))
 
 

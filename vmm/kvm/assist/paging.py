@@ -7,10 +7,12 @@ be changing the same entry.
 
 from __future__ import annotations
 
-from typing import Final
-
 from vmm.kvm import abi
 from vmm.memory import GuestMemory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _PRESENT, _WRITE, _USER, _LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 7
 _NX: Final = 1 << 63

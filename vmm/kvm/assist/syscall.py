@@ -12,7 +12,6 @@ What tells them apart (see `is_syscall`) is that a genuine SYSCALL has already c
 from __future__ import annotations
 
 from struct import Struct
-from typing import NamedTuple
 
 from vmm.errors import GuestMemoryError
 from vmm.kvm import abi, msrs
@@ -27,15 +26,16 @@ _DF = 1 << 10
 _DR6_B0, _DR6_BS = 1 << 0, 1 << 14
 
 
-class FaultFrame(NamedTuple):
+class FaultFrame:
     """The page-fault handler's stack frame (Intel SDM 3A §6.14.2)."""
 
-    error_code: int
-    rip: int
-    cs: int
-    rflags: int
-    rsp: int
-    ss: int
+    __slots__ = ("cs", "error_code", "rflags", "rip", "rsp", "ss")
+
+    def __init__(  # noqa: PLR0917  the order of the stack
+        self, error_code: int, rip: int, cs: int, rflags: int, rsp: int, ss: int
+    ) -> None:
+        self.error_code, self.rip, self.cs = error_code, rip, cs
+        self.rflags, self.rsp, self.ss = rflags, rsp, ss
 
 
 def is_syscall(frame: FaultFrame, cr2: int, lstar: int, mask: int, *, nx: bool) -> bool:

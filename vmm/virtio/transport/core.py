@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmm.errors import GuestFault
 from vmm.virtio.device import ActiveDevice
 from vmm.virtio.queue import QueueConfig
@@ -11,6 +9,7 @@ from vmm.virtio.report import Reporter
 from vmm.virtio.spec import Feature, Interrupt
 from vmm.virtio.status import StatusMachine, Step
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
