@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm.errors import ConfigError
-from vmm.layout import VIRTIO_GSIS
+from vmm.layout import PAGE, VIRTIO_GSIS
 from vmm.mac import parse_mac
 from vmm.trace import TRACE_KINDS
 
@@ -18,7 +18,7 @@ else:
 
 
 MIB = 1 << 20
-MEMORY_MIN = 16 * MIB
+MEMORY_MIN, MEMORY_MAX = 16 * MIB, 4 << 40  # KVM takes less than 8 TiB in one piece
 MEMORY_DEFAULT = 512 * MIB
 CPUS_MAX = 64
 BOOT_PROTOCOLS = ("auto", "bzimage", "elf", "pvh")
@@ -105,10 +105,13 @@ class MachineConfig(Value):
             raise ConfigError(f"{self.cpus} is not within 1 … {CPUS_MAX}", where="--cpus")
         if self.boot not in BOOT_PROTOCOLS:
             raise ConfigError(f"{self.boot!r} is no way to boot", where="--boot", fix=", ".join(BOOT_PROTOCOLS))
-        if self.memory_bytes < MEMORY_MIN or self.memory_bytes % 4096:
+        if not MEMORY_MIN <= self.memory_bytes <= MEMORY_MAX:
             raise ConfigError(
-                f"{self.memory_bytes} bytes is not at least {MEMORY_MIN // MIB} MiB of whole pages", where="--memory"
+                f"{self.memory_bytes // MIB} MiB is not within {MEMORY_MIN >> 20} MiB … {MEMORY_MAX >> 40} TiB",
+                where="--memory",
             )
+        if self.memory_bytes % PAGE:
+            raise ConfigError(f"{self.memory_bytes} bytes are no whole number of pages of 4 KiB", where="--memory")
         if self.timeout_s is not None and not 0 < self.timeout_s <= _TIMEOUT_MAX_S:
             raise ConfigError(f"must be more than 0 and at most {_TIMEOUT_MAX_S:.0f} seconds", where="--timeout")
         devices = len(self.disks) + len(self.nets) + 1  # and the entropy device

@@ -99,19 +99,19 @@ def fake_kvm(script: list[tuple[int, int]] | None = None) -> Iterator[FakeKvm]:
     """Put a `FakeKvm` behind the gate, and a file in `/dev/kvm`'s place."""
     fake = FakeKvm(script)
     real_init = system.Kvm.__init__
-    real_ioctl = gate.raw_ioctl
+    real_ioctl, real_run = gate.raw_ioctl, vcpu_module.run_ioctl
 
     def open_fake(self: system.Kvm, path: str = "/dev/kvm") -> None:
         assert path == "/dev/kvm"
         self.fd = os.memfd_create("fake-kvm")
 
     system.Kvm.__init__ = open_fake  # type: ignore[method-assign]
-    gate.raw_ioctl = vcpu_module.raw_ioctl = fake.ioctl  # type: ignore[assignment]
+    gate.raw_ioctl = vcpu_module.run_ioctl = fake.ioctl  # type: ignore[assignment]
     try:
         yield fake
     finally:
         system.Kvm.__init__ = real_init  # type: ignore[method-assign]
-        gate.raw_ioctl = vcpu_module.raw_ioctl = real_ioctl
+        gate.raw_ioctl, vcpu_module.run_ioctl = real_ioctl, real_run
 
 
 def run_machine(kernel: str, host: Any, script: list[tuple[int, int]]) -> tuple[FakeKvm, Any, str]:

@@ -27,12 +27,12 @@ PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
 @pytest.fixture
-def progress():
+def progress() -> Progress:
     return Progress("test", io.StringIO())
 
 
 @pytest.fixture
-def build(tmp_path, progress):
+def build(tmp_path: Path, progress: Progress) -> Build:
     work, out = tmp_path / "work", tmp_path / "out"
     work.mkdir()
     out.mkdir()
@@ -40,7 +40,7 @@ def build(tmp_path, progress):
 
 
 @pytest.fixture
-def tree():
+def tree() -> Tree:
     tree = Tree()
     tree.file("sbin/init", b"\x7fELF" * 1000, 0o755)
     tree.symlink("bin/sh", "busybox")
@@ -51,7 +51,8 @@ def tree():
 
 def parse_newc(archive: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
     """Name -> mode, data, device numbers, as the kernel's init/initramfs.c walks an archive."""
-    members, offset = {}, 0
+    members: dict[str, tuple[int, bytes, tuple[int, int]]] = {}
+    offset = 0
     while True:
         assert archive[offset : offset + 6] == b"070701"
         fields = [int(archive[offset + 6 + 8 * i : offset + 14 + 8 * i], 16) for i in range(13)]
@@ -65,7 +66,7 @@ def parse_newc(archive: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
         members[name[:-1].decode()] = (mode, archive[data : data + size], device)
 
 
-def test_cpio_holds_the_tree(tree):
+def test_cpio_holds_the_tree(tree: Tree) -> None:
     file = io.BytesIO()
     write_cpio(tree, file)
     members = parse_newc(file.getvalue())
@@ -77,7 +78,7 @@ def test_cpio_holds_the_tree(tree):
 
 
 @pytest.mark.skipif(not shutil.which("mke2fs", path=PATH), reason="needs e2fsprogs: apt-get install e2fsprogs")
-def test_ext4_is_clean_owned_by_root_and_reproducible(tree, tmp_path, build):
+def test_ext4_is_clean_owned_by_root_and_reproducible(tree: Tree, tmp_path: Path, build: Build) -> None:
     images = [tmp_path / "one.img", tmp_path / "two.img"]
     for image in images:
         write_ext4(tree, str(image), 16 << 20, build)
@@ -96,7 +97,7 @@ def test_ext4_is_clean_owned_by_root_and_reproducible(tree, tmp_path, build):
     assert 'dest: "busybox"' in debugfs("stat /bin/sh")
 
 
-def test_config_check_names_every_option_that_came_out_wrong():
+def test_config_check_names_every_option_that_came_out_wrong() -> None:
     wanted = kernel.parse_config("# about A\nCONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=8\n")
     kernel.check_config(wanted, {"CONFIG_A": "y", "CONFIG_C": "8", "CONFIG_D": "y"})
     with pytest.raises(RecipeError) as raised:
@@ -106,13 +107,13 @@ def test_config_check_names_every_option_that_came_out_wrong():
     assert "CONFIG_C" not in str(raised.value)
 
 
-def test_the_fragment_keeps_what_the_tests_rely_on():
+def test_the_fragment_keeps_what_the_tests_rely_on() -> None:
     fragment = kernel.parse_config(Path(kernel.FRAGMENT).read_text())
     assert fragment["CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES"] == "n"
     assert fragment["CONFIG_PVH"] == fragment["CONFIG_ACPI"] == fragment["CONFIG_RANDOMIZE_BASE"] == "y"
 
 
-def test_modules_come_after_what_they_depend_on(tmp_path):
+def test_modules_come_after_what_they_depend_on(tmp_path: Path) -> None:
     def module(path: str, depends: str) -> None:
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(b"\x7fELF\0alias=x\0depends=" + depends.encode() + b"\0intree=Y\0")
@@ -132,12 +133,12 @@ def test_modules_come_after_what_they_depend_on(tmp_path):
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYVMM_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-def test_cache_directory_follows_the_environment(monkeypatch):
+def test_cache_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYVMM_CACHE", "/var/tmp/mine")
     assert cache_directory() == "/var/tmp/mine"
     monkeypatch.delenv("PYVMM_CACHE")
@@ -150,7 +151,7 @@ def write(build: Build, text: str) -> dict[str, str]:
     return {"append": "quiet"}
 
 
-def test_artefact_is_built_once_and_again_for_other_inputs(cache, progress):
+def test_artefact_is_built_once_and_again_for_other_inputs(cache: Path, progress: Progress) -> None:
     runs = []
 
     def make(build: Build) -> dict[str, str]:
@@ -173,7 +174,7 @@ def test_artefact_is_built_once_and_again_for_other_inputs(cache, progress):
     assert not Path(runs[0].work).exists()
 
 
-def test_interrupted_build_leaves_no_artefact_and_goes_on(cache, progress):
+def test_interrupted_build_leaves_no_artefact_and_goes_on(cache: Path, progress: Progress) -> None:
     def interrupted(build: Build) -> dict[str, str]:
         Path(build.work, "half").write_text("done")
         raise KeyboardInterrupt
@@ -189,7 +190,7 @@ def test_interrupted_build_leaves_no_artefact_and_goes_on(cache, progress):
     assert Path(artefact.ensure(progress, resumed), "file").read_text() == "done"
 
 
-def test_two_at_once_build_once(cache):
+def test_two_at_once_build_once(cache: Path) -> None:
     program = """
 import sys, time
 from images.recipe.cache import Artefact
@@ -212,26 +213,26 @@ Artefact("demo", {}).ensure(Progress("test"), make)
     assert any(b"waiting" in err for _, err in results)
 
 
-def test_failed_command_shows_its_last_lines(build):
+def test_failed_command_shows_its_last_lines(build: Build) -> None:
     with pytest.raises(RecipeError) as raised:
         build.run(["sh", "-c", "echo first; echo the reason >&2; exit 3"])
     assert "status 3" in str(raised.value)
     assert "the reason" in str(raised.value)
 
 
-def test_missing_tool_is_named_with_its_package():
+def test_missing_tool_is_named_with_its_package() -> None:
     with pytest.raises(RecipeError, match=r"no-such-tool\n  fix: sudo apt-get install .* some-package$"):
         debian.check_tools({"sh": "dash", "no-such-tool": "some-package"})
 
 
-def test_every_tool_is_in_the_package_list():
+def test_every_tool_is_in_the_package_list() -> None:
     listed = Path(kernel.__file__).parents[1].joinpath("packages.txt").read_text().split("\n")
     from images.recipe import guest
 
     assert set((kernel.TOOLS | guest.TOOLS).values()) <= set(listed)
 
 
-def test_progress_prints_a_line_per_stage_when_not_on_a_terminal():
+def test_progress_prints_a_line_per_stage_when_not_on_a_terminal() -> None:
     stream = io.StringIO()
     progress = Progress("images/demo", stream)
     with progress.stage("build"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmm.errors import GuestMemoryError
 from vmm.kvm import abi
-from vmm.kvm.assist.paging import GuestException, read_linear
+from vmm.kvm.assist.paging import GuestException, read_code
 from vmm.kvm.vcpu import Vcpu
 from vmm.memory import GuestMemory
 
@@ -32,7 +32,7 @@ def _code_at_rip(vcpu: Vcpu, memory: GuestMemory) -> bytes:
     sregs, rip = vcpu.sregs, vcpu.regs[abi.RIP]
     try:
         if sregs.cr0 & _CR0_PG and sregs.cs.l:
-            return read_linear(memory, sregs, rip, 15)
+            return read_code(memory, sregs, rip)
         return b"" if sregs.cr0 & _CR0_PG else memory.read(sregs.cs.base + rip, 15)
     except (GuestException, GuestMemoryError):
         return b""

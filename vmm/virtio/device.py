@@ -128,7 +128,6 @@ class VirtioDevice:
         Raises:
             GuestFault: the driver broke the ring; the transport stops the device.
         """
-        raise NotImplementedError
 
     def reset(self) -> None:
         """Let go of everything `activate` gave. When it returns the device touches guest memory no more."""

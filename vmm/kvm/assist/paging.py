@@ -7,6 +7,7 @@ be changing the same entry.
 
 from __future__ import annotations
 
+from vmm.errors import GuestMemoryError
 from vmm.kvm import abi
 from vmm.memory import GuestMemory
 
@@ -73,6 +74,20 @@ def read_linear(memory: GuestMemory, sregs: abi.kvm_sregs, linear: int, size: in
     if first < size:
         data += memory.read(walk(memory, sregs, linear + first & (1 << 64) - 1), size - first)
     return data
+
+
+def read_code(memory: GuestMemory, sregs: abi.kvm_sregs, rip: int) -> bytes:
+    """The 15 bytes at *rip*, or fewer where the next page is not there.
+
+    Raises:
+        GuestException, GuestMemoryError: as `walk`, for the first of them.
+    """
+    first = min(15, 0x1000 - (rip & 0xFFF))
+    code = read_linear(memory, sregs, rip, first)
+    try:
+        return code + read_linear(memory, sregs, rip + first & (1 << 64) - 1, 15 - first)
+    except (GuestException, GuestMemoryError):
+        return code
 
 
 def write_linear(memory: GuestMemory, sregs: abi.kvm_sregs, linear: int, data: bytes) -> None:

@@ -8,7 +8,7 @@ from vmm.errors import GuestMemoryError
 from vmm.kvm import abi, msrs
 from vmm.kvm.assist.decode import Instruction, Undecodable
 from vmm.kvm.assist.instructions import Cpu, find
-from vmm.kvm.assist.paging import GuestException, read_linear
+from vmm.kvm.assist.paging import GuestException, read_code
 from vmm.kvm.assist.syscall import SyscallAssist
 from vmm.kvm.exits import DebugTrap, EmulationFailure, MsrWrite, TripleFault, Unassisted
 from vmm.kvm.vcpu import Vcpu
@@ -28,7 +28,7 @@ class VcpuAssist:
         self._tally, self._trace = tally, trace
         self._cpu = Cpu(vcpu, memory)
         self._syscall = SyscallAssist(vcpu, memory)
-        vcpu.synchronize(_ALL_SETS)
+        self._synchronized = False
 
     def handle(self, event: EmulationFailure | DebugTrap | MsrWrite) -> None:
         """Do what KVM did not.
@@ -38,6 +38,10 @@ class VcpuAssist:
             TripleFault: the guest's IDT cannot take the exception that is due.
         """
         started = perf_counter()
+        if not self._synchronized:  # a guest that needs no assist does not pay 0.4 us of each exit for it
+            self._vcpu.fetch_registers()
+            self._vcpu.synchronize(_ALL_SETS)
+            self._synchronized = True
         match event:
             case EmulationFailure(code):
                 name = self._instruction(code)
@@ -65,7 +69,8 @@ class VcpuAssist:
         self._syscall.watch_idt()
         at = regs[abi.RIP]
         try:
-            ins = Instruction(code if len(code) == 15 else self._fetch(at), regs)
+            # KVM gives none of the bytes that lie in the next page, and sometimes none at all.
+            ins = Instruction(code if len(code) == 15 else read_code(self._memory, sregs, at), regs)
             row = find(ins)
             regs[abi.RIP] = at + ins.length & (1 << 64) - 1
             row.handler(self._cpu, ins)
@@ -81,16 +86,6 @@ class VcpuAssist:
             self._cpu.soft_interrupt = None
         vcpu.mark_dirty(abi.KVM_SYNC_X86_REGS)
         return row.name
-
-    def _fetch(self, rip: int) -> bytes:
-        """The bytes at *rip*; KVM gives none, or none of the next page. At most 15, as far as there are any."""
-        memory, sregs = self._memory, self._vcpu.sregs
-        first = min(15, 0x1000 - (rip & 0xFFF))
-        code = read_linear(memory, sregs, rip, first)
-        try:
-            return code + read_linear(memory, sregs, rip + first & (1 << 64) - 1, 15 - first)
-        except (GuestException, GuestMemoryError):
-            return code
 
     def _raise_exception(self, exception: GuestException) -> None:
         """Let the guest's processor take *exception* next.
