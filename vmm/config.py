@@ -19,7 +19,7 @@ else:
 
 MIB = 1 << 20
 MEMORY_MIN, MEMORY_MAX = 16 * MIB, 4 << 40  # KVM takes less than 8 TiB in one piece
-MEMORY_DEFAULT = 512 * MIB
+MEMORY_DEFAULT = 256 * MIB
 CPUS_MAX = 64
 BOOT_PROTOCOLS = ("auto", "bzimage", "elf", "pvh")
 _MTU_MIN, _MTU_MAX = 68, 65535

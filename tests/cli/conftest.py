@@ -11,6 +11,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,15 @@ class Run:
     output: str
     messages: str
     software_kvm: str
+
+
+class Process(subprocess.Popen[bytes]):
+    """A running pyvmm, killed where the test fails."""
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *rest)
 
 
 class Pyvmm:
@@ -56,14 +66,12 @@ class Pyvmm:
         """Arguments to boot a guest made of *code*."""
         return ["--kernel", self.file("kernel", guest.kernel(*code)), "--memory", "16M"]
 
-    def start(self, *arguments: str, before: tuple[str, ...] = (), **options: object) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, before: tuple[str, ...] = (), **options: Any) -> Process:
         """Start pyvmm, behind the command *before*."""
-        given: dict[str, object] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
-            [*before, PYVMM, *arguments], cwd=self.directory, env=self.environment, **given | options
-        )
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return Process([*before, PYVMM, *arguments], cwd=self.directory, env=self.environment, **pipes | options)
 
-    def __call__(self, *arguments: str, before: tuple[str, ...] = (), **options: object) -> Run:
+    def __call__(self, *arguments: str, before: tuple[str, ...] = (), **options: Any) -> Run:
         """Run pyvmm to its end."""
         with self.start(*arguments, before=before, **options) as process:
             return finish(process)
@@ -72,13 +80,9 @@ class Pyvmm:
         return set(os.listdir(self.directory)) - self._own
 
 
-def finish(process: subprocess.Popen[bytes]) -> Run:
-    """What comes of *process*; it is killed, and the test fails, if it does not end by itself."""
-    try:
-        output, messages = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
+def finish(process: Process) -> Run:
+    """What comes of *process*; the test fails if it does not end by itself."""
+    output, messages = process.communicate(timeout=LIMIT_S)
     lines = (messages or b"").decode().splitlines(keepends=True)
     software_kvm = "".join(line for line in lines if line.startswith(SOFTWARE_KVM))
     return Run(process.returncode, (output or b"").decode(), "".join(lines).replace(software_kvm, ""), software_kvm)

@@ -16,11 +16,11 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
-import vmm.kvm.ioctl as gate
-import vmm.kvm.system as system
-import vmm.kvm.vcpu as vcpu_module
-from vmm.kvm import abi
+from vmm.kvm import abi, system
+from vmm.kvm import ioctl as gate
+from vmm.kvm import vcpu as vcpu_module
 
 RUN_BYTES = 3 * 4096
 _IO_DATA = 4096
@@ -52,7 +52,7 @@ class FakeKvm:
         name = NAMES[request]
         with self._lock:
             self.calls[name] += 1
-        target = getattr(argument, "_obj", None)
+        target: Any = getattr(argument, "_obj", None)
         match name:
             case "KVM_GET_API_VERSION":
                 return abi.KVM_API_VERSION
@@ -98,20 +98,17 @@ class FakeKvm:
 def fake_kvm(script: list[tuple[int, int]] | None = None) -> Iterator[FakeKvm]:
     """Put a `FakeKvm` behind the gate, and a file in `/dev/kvm`'s place."""
     fake = FakeKvm(script)
-    real_init = system.Kvm.__init__
-    real_ioctl, real_run = gate.raw_ioctl, vcpu_module.run_ioctl
 
     def open_fake(self: system.Kvm, path: str = "/dev/kvm") -> None:
         assert path == "/dev/kvm"
         self.fd = os.memfd_create("fake-kvm")
 
-    system.Kvm.__init__ = open_fake  # type: ignore[method-assign]
-    gate.raw_ioctl = vcpu_module.run_ioctl = fake.ioctl  # type: ignore[assignment]
-    try:
+    with (
+        patch.object(system.Kvm, "__init__", open_fake),
+        patch.object(gate, "raw_ioctl", fake.ioctl),
+        patch.object(vcpu_module, "run_ioctl", fake.ioctl),
+    ):
         yield fake
-    finally:
-        system.Kvm.__init__ = real_init  # type: ignore[method-assign]
-        gate.raw_ioctl, vcpu_module.run_ioctl = real_ioctl, real_run
 
 
 def run_machine(kernel: str, host: Any, script: list[tuple[int, int]]) -> tuple[FakeKvm, Any, str]:

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from tests.kvm.assisted import Assisted
-from tests.kvm.code import frame, mov, registers
+from tests.kvm.code import frame, mov, registers, wrmsr
 from vmm.kvm import abi, msrs
 from vmm.kvm.exits import PortWrite
 from vmm.kvm.scratch import (
@@ -56,9 +56,7 @@ def set_up(guest: ScratchGuest, *, handler: bytes = b"", mask: int = MASK) -> As
     place_handler(guest, handler)
     guest.memory.write(ENTRY, REPORT)
     values = {msrs.STAR: STAR, msrs.LSTAR: ENTRY, msrs.CSTAR: 0, msrs.SYSCALL_MASK: mask}
-    write = b"".join(
-        mov(1, index) + mov(0, value & 0xFFFF_FFFF) + mov(2, value >> 32) + b"\x0f\x30" for index, value in values.items()
-    )
+    write = b"".join(wrmsr(index, value) for index, value in values.items())
     guest.memory.write(CODE, write + REPORT)
     guest.start(CODE)
     assert port(assisted) == REPORT_PORT
@@ -140,7 +138,8 @@ def test_a_jump_to_lstar_with_cleared_flags(guest: ScratchGuest) -> None:
 def test_a_trapping_jump_to_lstar(guest: ScratchGuest) -> None:
     """With TF the jump is followed by #DB at LSTAR or by #PF: either way it is no SYSCALL."""
     assisted = set_up(guest)
-    start_user(guest, mov(0, ENTRY) + b"\x9c\x80\x4c\x24\x01\x01\x9d\xff\xe0")  # pushfq; or [rsp + 1], 1; popfq; jmp rax
+    set_tf = b"\x9c\x80\x4c\x24\x01\x01\x9d"  # pushfq; or byte [rsp + 1], 1; popfq
+    start_user(guest, mov(0, ENTRY) + set_tf + b"\xff\xe0")
     assert port(assisted) in (PF, EXCEPTION_PORT + 1)
     assert registers(guest)[abi.RIP] != ENTRY + 2
 

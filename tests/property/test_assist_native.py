@@ -115,6 +115,7 @@ class Processor:
 
     def __init__(self, guest: ScratchGuest) -> None:
         self.guest = guest
+        guest.vcpu.synchronize(abi.KVM_SYNC_X86_REGS | abi.KVM_SYNC_X86_SREGS | abi.KVM_SYNC_X86_EVENTS)
         self.assist = VcpuAssist(guest.vcpu, guest.memory, Tally())
 
     def _prepare(self, code: bytes, ring: int, values: list[int], flags: int, memory: bytes) -> None:
@@ -147,6 +148,7 @@ class Processor:
     def assisted(self, code: bytes, values: list[int], flags: int, memory: bytes) -> tuple[list[int], bytes, int]:
         """The same in ring 0, by the assist alone: KVM only runs the report after it."""
         self._prepare(code, 0, values, flags, memory)
+        self.guest.vcpu.store_registers()  # as they are after an exit: in KVM too
         self.assist.handle(EmulationFailure((code + REPORT).ljust(15, b"\x90")[:15]))
         event = self.guest.run()
         assert isinstance(event, PortWrite)

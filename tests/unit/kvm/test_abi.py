@@ -76,7 +76,7 @@ def put(run: mmap.mmap, reason: int, data: bytes) -> None:
 CASES = [
     (2, struct.pack("<BBHIQ", 0, 2, 0x1F0, 3, 4096), exits.PortRead, (0x1F0, 2, 3)),
     (2, struct.pack("<BBHIQ", 1, 1, 0x3F8, 4, 4096), exits.PortWrite, (0x3F8, 1, b"abcd")),
-    (6, struct.pack("<Q8sIB", 0xD000_0000, b"\x78\x56\x34\x12\xff", 4, 1), exits.MmioWrite, (0xD000_0000, 4, 0x1234_5678)),
+    (6, struct.pack("<Q8sIB", 0xD000_0000, b"\x78\x56\xff", 2, 1), exits.MmioWrite, (0xD000_0000, 2, 0x5678)),
     (6, struct.pack("<Q8sIB", 0xD000_0000, b"\xff" * 8, 2, 0), exits.MmioRead, (0xD000_0000, 2)),
     (30, struct.pack("<B7xIIQ", 0, 4, 0xC000_0082, 77), exits.MsrWrite, (0xC000_0082, 77)),
     (4, struct.pack("<IIQQQ", 1, 0, 0xFFFF_8000, 0x4001, 0), exits.DebugTrap, (0xFFFF_8000, 0x4001)),
@@ -93,7 +93,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("reason", "data", "kind", "fields"), CASES)
-def test_exits(
+def test_exits(  # noqa: PLR0917
     fabricated: tuple[Vcpu, mmap.mmap],
     monkeypatch: pytest.MonkeyPatch,
     reason: int,

@@ -1,4 +1,4 @@
-"""The decoder: prefixes, the operand, and what it refuses. (That operands are right: tests/property/test_assist_native.)"""
+"""The decoder: prefixes, the operand, and what it refuses. `tests/property/test_assist_native.py` has the rest."""
 
 from __future__ import annotations
 

@@ -76,14 +76,15 @@ def test_a_step_that_is_overtaken_by_a_new_handler_is_forgotten() -> None:
         vcpu.regs[6] = 0x5000
         memory.write(0x4000 + 14 * 16, b"\x00\x60" + bytes(10))
         assist = SyscallAssist(vcpu.typed(), memory)
+        seen = []
         assist.msr_written(msrs.LSTAR, 0x8000)
-        assert vcpu.breakpoint == 0x6000
+        seen.append(vcpu.breakpoint)
         memory.write(0x6000, b"\x50")
         assert assist.trapped(0x6000, 1) == "page fault"
-        assert vcpu.breakpoint == "step"
+        seen.append(vcpu.breakpoint)
         memory.write(0x4000 + 14 * 16, b"\x00\x70" + bytes(10))
         assist.watch_idt()
-        assert vcpu.breakpoint == 0x7000
+        assert [*seen, vcpu.breakpoint] == [0x6000, "step", 0x7000]
         assert assist.trapped(0x7000, 1) == "page fault"
     finally:
         memory.close()

@@ -1,0 +1,223 @@
+"""`bench/boot`: start, memory and port I/O with a tiny guest beside QEMU's microvm, and real kernels to a shell."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from bench import qemu, report, tiny
+from bench.errors import BenchError
+from bench.report import Row
+from bench.running import REPOSITORY, Running, pyvmm_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+MEMORY_MIB = 128
+PIO_READS = 20_000
+_IDLE_S = 0.5
+_TINY_TIMEOUT_S = 60.0
+_SHELL_TIMEOUT_S = 900.0
+_PROMPT = rb"root@[^\r\n]*# "
+_SYSCALLS = rb"getppid_ns (\d+)\s+touch_ns (\d+)"
+
+#: How often each row is measured unless `--runs` says otherwise. The stock kernel takes minutes each time.
+RUNS = {"start": 20, "pss": 10, "pio": 10, "micro": 10, "getppid": 10, "touch": 10, "debian": 1}
+
+
+# -- a tiny guest, beside the peer -----------------------------------------------------------------------------------
+
+
+def _pyvmm_tiny(kernel: str) -> list[str]:
+    return [pyvmm_command(), "--boot", "pvh", "--memory", f"{MEMORY_MIB}M", "--kernel", kernel]
+
+
+def _side_by_side(
+    name: str, runs: int, kernel: str, measure: Callable[[Sequence[str]], float]
+) -> tuple[list[float], list[float]]:
+    """*measure* for pyvmm and QEMU in turn, *runs* times each, after one uncounted turn that fills the caches."""
+    commands = [_pyvmm_tiny(kernel), qemu.command(kernel, MEMORY_MIB)]
+    samples: tuple[list[float], list[float]] = ([], [])
+    for turn in range(runs + 1):
+        _say(f"{name}: {turn} of {runs}")
+        for command, numbers in zip(commands, samples, strict=True):
+            number = measure(command)
+            if turn:
+                numbers.append(number)
+    return samples
+
+
+def _start_ms(command: Sequence[str]) -> float:
+    with Running(command) as vmm:
+        return (vmm.wait_for(b"a", _TINY_TIMEOUT_S)[0] - vmm.started) * 1e3
+
+
+def _pss_mib(command: Sequence[str]) -> float:
+    with Running(command) as vmm:
+        vmm.wait_for(b"a", _TINY_TIMEOUT_S)
+        time.sleep(_IDLE_S)
+        return vmm.pss_mib()
+
+
+def _pio_us(command: Sequence[str]) -> float:
+    with Running(command) as vmm:
+        begun, _ = vmm.wait_for(b"a", _TINY_TIMEOUT_S)
+        ended, _ = vmm.wait_for(b"b", _TINY_TIMEOUT_S)
+        return (ended - begun) / PIO_READS * 1e6
+
+
+def _start(runs: int) -> Row:
+    pyvmm, peer = _side_by_side("start", runs, tiny.build(), _start_ms)
+    clock = "from just before the process is spawned until the guest's first serial byte is read from its stdout"
+    return Row("process start to first serial byte", "ms", clock, 1.2, pyvmm, qemu.version(), peer)
+
+
+def _pss(runs: int) -> Row:
+    pyvmm, peer = _side_by_side("pss", runs, tiny.build(), _pss_mib)
+    clock = (
+        f"PSS of the process {_IDLE_S:g} s after the first serial byte, the guest idle in HLT; {MEMORY_MIB} MiB of "
+        "guest RAM on both sides, of which what was touched is included"
+    )
+    return Row("PSS, guest idle", "MiB", clock, 0.8, pyvmm, qemu.version(), peer)
+
+
+def _pio(runs: int) -> Row:
+    pyvmm, peer = _side_by_side("pio", runs, tiny.build(PIO_READS), _pio_us)
+    clock = (
+        f"from the byte before to the byte after {PIO_READS} reads of the UART's scratch register (port 0x3ff) in the "
+        "guest, as they are read from stdout, divided by the reads"
+    )
+    return Row("PIO round trip", "us", clock, 1.1, pyvmm, qemu.version(), peer)
+
+
+# -- real kernels to a shell -----------------------------------------------------------------------------------------
+
+
+class _Image:
+    """An image of `images/NAME/build`, built if need be."""
+
+    def __init__(self, name: str) -> None:
+        recipe = os.path.join(REPOSITORY, "images", name, "build")
+        done = subprocess.run([recipe], stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise BenchError(f"images/{name}/build failed")
+        self.directory = done.stdout.strip().split("\n")[-1]
+        with open(os.path.join(self.directory, "manifest.json"), encoding="utf-8") as file:
+            self._manifest = json.load(file)
+
+    def command(self, root: str) -> list[str]:
+        """pyvmm with everything of this image, and *root*, a copy of its root disk."""
+        manifest, directory = self._manifest, self.directory
+        return [
+            pyvmm_command(),
+            "--kernel", os.path.join(directory, manifest["kernel"][0]),
+            "--initrd", os.path.join(directory, manifest["initrd"]),
+            "--append", manifest["append"],
+            "--disk", root,
+        ]  # fmt: skip
+
+    def boots(self, name: str, runs: int, at_prompt: Callable[[Running, float], float]) -> list[float]:
+        """Boot to the prompt *runs* times; what *at_prompt* makes of each VM and its seconds to the prompt."""
+        samples = []
+        with tempfile.TemporaryDirectory(prefix="pyvmm-bench-") as scratch:
+            root = os.path.join(scratch, "root.img")
+            for turn in range(runs):
+                _say(f"{name}: {turn} of {runs}")
+                subprocess.run(
+                    ["cp", "--sparse=always", os.path.join(self.directory, self._manifest["root"]), root], check=True
+                )
+                os.chmod(root, 0o600)
+                with Running(self.command(root)) as vmm:
+                    at, _ = vmm.wait_for(_PROMPT, _SHELL_TIMEOUT_S)
+                    samples.append(at_prompt(vmm, at - vmm.started))
+                os.unlink(root)
+        return samples
+
+
+_SHELL_CLOCK = "from just before the process is spawned until the shell's prompt is read from its stdout; 1 CPU"
+
+
+def _micro(runs: int) -> Row:
+    samples = _Image("micro").boots("micro", runs, lambda _, seconds: seconds)
+    return Row("micro kernel to shell prompt", "s", _SHELL_CLOCK, 12, samples)
+
+
+def _debian(runs: int) -> Row:
+    samples = _Image("debian").boots("debian", runs, lambda _, seconds: seconds)
+    return Row("Debian's stock kernel to shell prompt", "s", _SHELL_CLOCK, 240, samples)
+
+
+def _syscalls(name: str, group: int, runs: int) -> list[float]:
+    def bench(vmm: Running, _: float) -> float:
+        vmm.type(b"bench-syscalls\n")
+        return int(vmm.wait_for(_SYSCALLS, _TINY_TIMEOUT_S)[1][group]) / 1e3
+
+    return _Image("micro").boots(name, runs, bench)
+
+
+def _getppid(runs: int) -> Row:
+    clock = "1000 calls in the micro image's bench-syscalls by the guest's CLOCK_MONOTONIC, one boot a run"
+    return Row("getppid in the guest", "us", clock, 150, _syscalls("getppid", 1, runs))
+
+
+def _touch(runs: int) -> Row:
+    clock = "the first write to each of 256 anonymous pages, likewise"
+    return Row("touching a fresh anonymous page", "us", clock, 500, _syscalls("touch", 2, runs))
+
+
+ROWS: dict[str, Callable[[int], Row]] = {
+    "start": _start,
+    "pss": _pss,
+    "pio": _pio,
+    "micro": _micro,
+    "getppid": _getppid,
+    "touch": _touch,
+    "debian": _debian,
+}
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def select(names: str) -> list[str]:
+    """The rows named in *names*, comma-separated; all if it is empty. Raises `BenchError` for an unknown one."""
+    chosen = [name for name in names.split(",") if name] or list(ROWS)
+    unknown = [name for name in chosen if name not in ROWS]
+    if unknown:
+        raise BenchError(f"there is no row {', '.join(unknown)}", fix=f"--only takes {', '.join(ROWS)}")
+    return chosen
+
+
+def main() -> int:
+    """The whole of `bench/boot`; 0 if everything could be measured, whatever the figures."""
+    parser = argparse.ArgumentParser(prog="bench/boot", description=__doc__)
+    parser.add_argument("--only", default="", metavar="ROW[,…]", help=f"measure just these of {', '.join(ROWS)}")
+    runs_help = ", ".join(f"{name} {runs}" for name, runs in RUNS.items())
+    parser.add_argument("--runs", type=int, metavar="N", help=f"runs of each row ({runs_help}: it takes minutes each)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well")
+    arguments = parser.parse_args()
+    if arguments.runs is not None and arguments.runs < 1:
+        parser.error("--runs must be at least 1")
+    try:
+        chosen = select(arguments.only)
+        rows = [ROWS[name](arguments.runs or RUNS[name]) for name in chosen]
+    except BenchError as error:
+        print(f"bench/boot: {error}", file=sys.stderr)
+        return 1
+    print(report.table(rows))
+    if shutil.which("qemu-system-x86_64"):
+        print(f"peer: {qemu.version()}, {' '.join(qemu.FLAGS)}")
+    if arguments.json:
+        report.write_json(arguments.json, "boot", rows)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"bench/boot: {text}", file=sys.stderr)
