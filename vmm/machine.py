@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+import select
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from vmm import layout, outcome
@@ -73,6 +77,7 @@ class Session:
         self.devices, self.assists = Tally(), Tally()
         self._trace = trace
         self.backends = Backends(config, say)
+        self._alarm, self.wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._machine: Machine | None = None
         self._stopped_by = ""
 
@@ -92,9 +97,31 @@ class Session:
         if self._machine is not None:
             self._machine.stop(by)
 
+    def wake(self) -> None:
+        """Make `sleep` return; any thread, or a signal handler.
+
+        To be woken by every signal, whichever thread it reaches, give `wake_fd` to `signal.set_wakeup_fd`: Python runs
+        handlers in the main thread only, and a signal that a vCPU thread takes does not get it out of a lock.
+        """
+        try:  # noqa: SIM105  contextlib costs start-up time
+            os.write(self.wake_fd, b"\0")
+        except BlockingIOError:
+            pass  # so many alarms are pending already
+
+    def sleep(self, timeout_s: float | None) -> bool:
+        """Wait for `wake`, at most *timeout_s*; whether it came. The main thread's."""
+        poll = select.poll()
+        poll.register(self._alarm, select.POLLIN)
+        if not poll.poll(None if timeout_s is None else max(0, math.ceil(1000 * timeout_s))):
+            return False
+        os.read(self._alarm, 4096)
+        return True
+
     def close(self) -> None:
         """Close the back ends."""
         self.backends.close()
+        os.close(self._alarm)
+        os.close(self.wake_fd)
 
 
 class Machine:
@@ -103,9 +130,7 @@ class Machine:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._config = session.config
-        # Locks and no Event: a signal handler tells the end too, in the thread that waits, and must not meet its locks.
-        self._ending, self._running = threading.Lock(), threading.Lock()
-        self._running.acquire()
+        self._ending = threading.Lock()
         self._end: Outcome | BaseException | None = None
         self._panic: str | None = None
         self._runners: list[VcpuRunner] = []
@@ -297,12 +322,12 @@ class Machine:
         Raises:
             HostError: the host failed underneath the guest. Anything else is a bug of ours, raised as it was.
         """
-        if not self._running.acquire(timeout=-1 if timeout_s is None else timeout_s):
-            return Outcome(outcome.TIMEOUT, f"the guest was still running after {self._config.timeout_s:g} seconds")
-        self._running.release()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._end is None:
+            if not self._session.sleep(None if deadline is None else deadline - time.monotonic()):
+                return Outcome(outcome.TIMEOUT, f"the guest was still running after {self._config.timeout_s:g} seconds")
         if isinstance(self._end, Outcome):
             return self._end
-        assert self._end is not None
         raise self._end
 
     def stop(self, by: str) -> None:
@@ -344,11 +369,11 @@ class Machine:
 
     def _finish(self, end: Outcome | BaseException) -> None:
         """The first end counts, but a reset while the guest panics is its panic."""
-        if self._ending.acquire(blocking=False):
+        if self._ending.acquire(blocking=False):  # a signal handler may be here too, so nobody waits for a lock
             if isinstance(end, Outcome) and end.kind == outcome.RESET and self._panic is not None:
                 end = Outcome(outcome.PANIC, self._panic)
             self._end = end
-            self._running.release()
+            self._session.wake()
 
     def _on_power_off(self) -> None:
         self._finish(Outcome(outcome.POWERED_OFF, "the guest powered off"))

@@ -73,8 +73,9 @@ class VcpuRunner:
     def _main(self) -> None:
         try:
             self.vcpu.bind_to_thread()
+            run, handle = self.vcpu.run, self._handle
             while not self._stopping:
-                ended = self._handle(self.vcpu.run())
+                ended = handle(run())
                 if ended is not None:
                     self._on_end(ended)
                     return

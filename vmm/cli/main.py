@@ -91,6 +91,7 @@ On the terminal: Ctrl-A x ends the VM, Ctrl-A h lists the keys.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `pyvmm` with *argv*; the process's exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _occupy_standard_streams()
     try:
         if arguments[:1] == ["doctor"]:
             return _doctor(arguments[1:])
@@ -104,6 +105,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_HOST
     except BrokenPipeError:
         return EXIT_HOST
+
+
+def _occupy_standard_streams() -> None:
+    """Open what of stdin, stdout and stderr is closed, or a disk image would get its number, and the guest's output."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def say(text: str) -> None:
@@ -176,6 +188,7 @@ def _run(options: Options) -> int:
     try:
         return _exit_code(_boot_until_the_end(session, verbose=options.has("verbose")), session)
     finally:
+        signal.set_wakeup_fd(-1)
         session.close()
         if options.has("stats"):
             from vmm.cli.stats import render
@@ -189,8 +202,9 @@ def _boot_until_the_end(session: Session, *, verbose: bool) -> Outcome:
 
     config = session.config
     deadline = None if config.timeout_s is None else time.monotonic() + config.timeout_s
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, lambda number, _: session.stop(f"by {signal.Signals(number).name}"))
+    signal.set_wakeup_fd(session.wake_fd, warn_on_full_buffer=False)
     while True:
         machine = Machine.build(session)
         try:

@@ -207,7 +207,7 @@ class Console:
     def say(self, text: str) -> None:
         """Print the host's own *text* among the guest's output; lost if the host takes no more."""
         if self._writer is not None:
-            self._writer.write(text.replace("\n", "\r\n").encode())
+            self._writer.write(text.encode())  # a terminal's line ends are its own affair: see `RawMode`
 
 
 def open_log(path: str) -> int:
