@@ -47,7 +47,7 @@ class EscapeFilter:
         self._escaped = False
 
     def feed(self, data: bytes) -> tuple[bytes, str]:
-        """What goes to the guest, and the commands (`x`, `d`, `h`) in the order typed; a key that is none goes through."""
+        """What goes to the guest, and the commands (`x`, `d`, `h`) in the order typed; other keys go through."""
         passed = bytearray()
         commands = ""
         for byte in data:

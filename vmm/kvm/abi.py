@@ -36,7 +36,6 @@ KVM_GET_SREGS = 0x8138AE83
 KVM_SET_SREGS = 0x4138AE84
 KVM_GET_MSRS = 0xC008AE88
 KVM_SET_MSRS = 0x4008AE89
-KVM_SET_SIGNAL_MASK = 0x4004AE8B
 KVM_GET_FPU = 0x81A0AE8C
 KVM_SET_FPU = 0x41A0AE8D
 KVM_SET_CPUID2 = 0x4008AE90
@@ -306,11 +305,6 @@ class kvm_enable_cap(ctypes.Structure):
     _fields_ = [("cap", c_uint32), ("flags", c_uint32), ("args", c_uint64 * 4), ("pad", c_uint8 * 64)]
 
 
-class kvm_signal_mask(ctypes.Structure):
-    _pack_ = 1
-    _fields_ = [("len", c_uint32), ("sigset", c_uint64)]
-
-
 class kvm_fpu(ctypes.Structure):
     fpr: ctypes.Array[ctypes.Array[c_uint8]]
     xmm: ctypes.Array[ctypes.Array[c_uint8]]
@@ -393,7 +387,6 @@ _SIZES: dict[type, int] = {
     kvm_msr_filter_range: 24,
     kvm_msr_filter: 392,
     kvm_enable_cap: 104,
-    kvm_signal_mask: 12,
     kvm_fpu: 416,
     kvm_xsave: 4096,
     kvm_run_header: RUN_EXIT,

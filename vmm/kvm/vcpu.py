@@ -8,16 +8,17 @@ import mmap
 import os
 import signal
 import struct
+import threading
 from collections.abc import Iterable
 
 from vmm.errors import KvmError
 from vmm.kvm import abi, exits
-from vmm.kvm.ioctl import ioctl, run_ioctl
+from vmm.kvm.ioctl import ioctl, on_signal, run_ioctl
 
-#: The signal that gets a vCPU out of the guest. Blocked in the vCPU's thread, let through by KVM_RUN alone.
+#: The signal that gets a vCPU out of the guest.
 KICK_SIGNAL = signal.SIGRTMIN
+on_signal(KICK_SIGNAL)
 
-_KICK_SET = frozenset((KICK_SIGNAL,))
 _REASON_IO = struct.Struct("<I20xBBHIQ")  # exit_reason; at RUN_EXIT direction, size, port, count, data_offset
 _MMIO = struct.Struct("<Q8sIB")  # phys_addr, data, len, is_write
 _INTERNAL = struct.Struct("<II")  # suberror, ndata
@@ -50,12 +51,7 @@ class Vcpu:
     # -- running -----------------------------------------------------------------------------------------------------
 
     def bind_to_thread(self) -> None:
-        """Make the calling thread this vCPU's: from here on `kick` reaches it, and only inside `KVM_RUN`."""
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _KICK_SET)
-        sigset = sum(1 << number - 1 for number in blocked if number != KICK_SIGNAL)
-        ioctl("KVM_SET_SIGNAL_MASK", self.fd, abi.KVM_SET_SIGNAL_MASK, abi.kvm_signal_mask(len=8, sigset=sigset))
-        import threading
-
+        """Make the calling thread this vCPU's: the one that `kick` signals."""
         self._thread = threading.get_ident()
 
     def kick(self) -> None:
@@ -87,11 +83,10 @@ class Vcpu:
         return self._rare_exit(reason)
 
     def _interrupted(self, error: int) -> exits.VcpuExit:
-        # EAGAIN: an application processor before its SIPI. EINTR: a kick, whose signal is still pending here because
-        # only KVM_RUN's own mask let it through; take it, or every later KVM_RUN would return at once.
+        # EINTR: a kick. EAGAIN: an application processor before its SIPI. Between here and the next KVM_RUN a second
+        # kick sets immediate_exit anew; one whose signal comes after it was cleared costs one more EINTR.
         if error == errno.EINTR:
             self._view[abi.RUN_IMMEDIATE_EXIT] = 0
-            signal.sigtimedwait(_KICK_SET, 0)
         elif error != errno.EAGAIN:
             raise KvmError("KVM_RUN", error)
         return exits.INTERRUPTED

@@ -37,6 +37,12 @@ TRANSITIONS: dict[tuple[int, int], str] = {
 }
 
 
+def status_names(value: int) -> str:
+    """The status bits in *value* by their names, for the trace."""
+    names = [name for name, bit in vars(Status).items() if name.isupper() and value & bit]
+    return "|".join(names) or f"{value:#x}"
+
+
 class StatusMachine:
     """The status field of one device. Pure: it tells its owner which step to take, and takes none itself."""
 

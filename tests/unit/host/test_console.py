@@ -217,7 +217,7 @@ def test_the_console_keeps_writes_and_watches(pipe: tuple[int, int]) -> None:
     assert console.write(b"Kernel panic - not syncing: oh\n")
     console.say("host\n")
     assert writer.close()
-    assert os.read(pipe[0], 100) == b"Kernel panic - not syncing: oh\nhost\r\n"
+    assert os.read(pipe[0], 100) == b"Kernel panic - not syncing: oh\nhost\n"
     assert panics == ["oh"]
     assert console.tail.lines(10) == ["Kernel panic - not syncing: oh"]
 

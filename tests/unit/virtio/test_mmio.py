@@ -216,8 +216,8 @@ def test_queue_registers_after_reset(rig: Rig) -> None:
 def test_the_trace_tells_the_status(make_rig: MakeRig, device: EchoDevice) -> None:
     rig = make_rig(device, tracing=True)
     rig.driver.start()
-    assert "echo0 status 0xb: check features" in rig.traced
-    assert "echo0 status 0xf: activate" in rig.traced
+    assert "echo0 status ACKNOWLEDGE|DRIVER|FEATURES_OK: check features" in rig.traced
+    assert "echo0 status ACKNOWLEDGE|DRIVER|DRIVER_OK|FEATURES_OK: activate" in rig.traced
 
 
 # Batches.

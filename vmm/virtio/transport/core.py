@@ -7,7 +7,7 @@ from vmm.virtio.device import ActiveDevice
 from vmm.virtio.queue import QueueConfig
 from vmm.virtio.report import Reporter
 from vmm.virtio.spec import Feature, Interrupt
-from vmm.virtio.status import StatusMachine, Step
+from vmm.virtio.status import StatusMachine, Step, status_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class TransportCore:
             self._ignore(str(fault))
             return
         if self._trace:
-            self._trace(f"{self.device.name} status {value:#x}: {step}")
+            self._trace(f"{self.device.name} status {status_names(value)}: {step}")
         if step == Step.RESET:
             self._stop()
             self._forget()
