@@ -28,6 +28,10 @@ if TYPE_CHECKING:
             """The name of the register at *offset*, for the trace."""
 
 
+#: What a read gives where nobody answers, by its size in bytes (KVM splits accesses across pages: any up to 8).
+ALL_ONES = tuple((1 << 8 * size) - 1 for size in range(9))
+
+
 class Bus:
     """Maps disjoint address ranges to devices.
 
@@ -72,14 +76,13 @@ class Bus:
 
     def read(self, address: int, size: int) -> int:
         """What the guest reads: *size* bytes (1, 2, 4 or 8), all ones where nobody answers."""
-        ones = (1 << 8 * size) - 1
         found = self.find(address, size)
         if found is None:
             self._unclaimed("read", address, size)
-            return ones
+            return ALL_ONES[size]
         device, offset = found
         with device.lock:
-            value = device.read(offset, size) & ones
+            value = device.read(offset, size) & ALL_ONES[size]
         if self.trace:
             self.trace(f"{self.name} read  {device.name}.{device.register_name(offset)} -> {value:#x}")
         return value

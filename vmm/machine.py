@@ -48,12 +48,16 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T", bound=_Closable)
 
-#: What keeps a Linux off the instructions that software KVM lacks, and off work that takes minutes there.
+#: What keeps a Linux off the instructions that software KVM lacks (vector code in the kernel's ciphers and checksums
+#: above all), and off start-up work that takes minutes there: self-tests, and tracefs with the scans that fill it.
 ASSIST_APPEND = (
     "noxsave",
     "mitigations=off",
-    "clearcpuid=smap,smep,cx16,umip,fsgsbase,rdpid,invpcid,pcid,xsave,rdseed,rdrand,erms,fsrm,popcnt",
+    "clearcpuid=smap,smep,cx16,umip,fsgsbase,rdpid,invpcid,pcid,xsave,rdseed,rdrand,erms,fsrm,popcnt,"
+    "ssse3,sse4_1,sse4_2,pclmulqdq,aes,sha_ni,bmi1,bmi2,adx",
     "cryptomgr.notests",
+    "init_on_alloc=0",
+    "initcall_blacklist=ftrace_check_for_weak_functions,trace_eval_init,tracer_init_tracefs",
 )
 #: A panicking guest gets this long to print its last words.
 _PANIC_GRACE_S = 1.0

@@ -87,16 +87,17 @@ class VcpuRunner:
             self._trace(f"vcpu{self.vcpu.index} {describe(event)}")
         match event:  # patterns without arguments: taking the event apart in the pattern costs half a microsecond
             case exits.PortRead():
-                self.exits["in", event.port] += 1
-                data = self._pio.read(event.port, event.size).to_bytes(event.size, "little")
-                for _ in range(1, event.count):
-                    data += self._pio.read(event.port, event.size).to_bytes(event.size, "little")
-                self.vcpu.reply_port(data)
+                port, size = event.port, event.size
+                self.exits["in", port] += 1
+                self.vcpu.reply_port(self._pio.read(port, size))
+                if event.count > 1:  # INS with REP
+                    for item in range(1, event.count):
+                        self.vcpu.reply_port(self._pio.read(port, size), item)
             case exits.PortWrite():
-                self.exits["out", event.port] += 1
-                data, size = event.data, event.size
+                port, size, data = event.port, event.size, event.data
+                self.exits["out", port] += 1
                 for start in range(0, len(data), size):
-                    self._pio.write(event.port, size, int.from_bytes(data[start : start + size], "little"))
+                    self._pio.write(port, size, int.from_bytes(data[start : start + size], "little"))
             case exits.MmioRead():
                 self.exits["mmio read", event.gpa] += 1
                 self.vcpu.reply_mmio(self._mmio.read(event.gpa, event.size) if event.size else 0)

@@ -36,7 +36,7 @@ class Run:
 class Process(subprocess.Popen[bytes]):
     """A running pyvmm, killed where the test fails."""
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:
             self.kill()
         super().__exit__(kind, *rest)
@@ -114,17 +114,19 @@ class TerminalRun:
             *arguments, stdin=self.terminal, stdout=self.terminal, stderr=self.terminal, start_new_session=True
         )
         self.seen = b""
+        self._expected = 0
 
     def type(self, keys: bytes) -> None:
         os.write(self.user, keys)
 
     def expect(self, text: bytes) -> None:
-        """Read on until *text* was printed."""
-        start, deadline = len(self.seen), time.monotonic() + LIMIT_S
-        while text not in self.seen[start:]:
+        """Read on until *text* was printed, after what was expected before."""
+        deadline = time.monotonic() + LIMIT_S
+        while text not in self.seen[self._expected :]:
             if not select.select([self.user], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise TimeoutError(f"{text!r} was not printed, but {self.seen!r}")
             self.seen += os.read(self.user, 4096)
+        self._expected = self.seen.index(text, self._expected) + len(text)
 
     @property
     def is_raw(self) -> bool:

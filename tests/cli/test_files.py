@@ -29,8 +29,10 @@ KERNELS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "gzip": (
         lambda: gzip.compress(kernel(HANG)),
-        "not an x86-64 kernel but gzip-compressed data: an initramfs or a packed kernel\n"
-        "  unpack it first, or give the bzImage or vmlinux itself",
+        (
+            "not an x86-64 kernel but gzip-compressed data: an initramfs or a packed kernel\n"
+            "  unpack it first, or give the bzImage or vmlinux itself"
+        ),
     ),
     "ELF cut off": (lambda: kernel(HANG)[:70], "the ELF file is truncated: its program headers are cut off\n"),
     "bzImage cut off": (
@@ -82,8 +84,10 @@ def test_too_little_ram_for_the_initrd_names_what_would_do(pyvmm: Pyvmm) -> None
     run = pyvmm(*pyvmm.guest(HANG), "--initrd", initrd)
     assert (run.code, run.messages) == (
         2,
-        "pyvmm: --memory: 16 MiB of RAM are too small: the kernel ends at 2 MiB, and the initrd needs another 20 MiB\n"
-        "  use at least --memory 22M\n",
+        (
+            "pyvmm: --memory: 16 MiB of RAM are too small: the kernel ends at 2 MiB, and the initrd needs another 20 MiB\n"
+            "  use at least --memory 22M\n"
+        ),
     )
 
 
@@ -129,8 +133,10 @@ def test_a_disk_of_half_a_sector(pyvmm: Pyvmm) -> None:
     run = pyvmm(*pyvmm.guest(HANG), "--disk", path)
     assert (run.code, run.messages) == (
         2,
-        f"pyvmm: {path}: its 1000 bytes are no whole number of 512-byte sectors\n"
-        f"  round it up: truncate -s %512 {path}\n",
+        (
+            f"pyvmm: {path}: its 1000 bytes are no whole number of 512-byte sectors\n"
+            f"  round it up: truncate -s %512 {path}\n"
+        ),
     )
 
 
@@ -149,8 +155,10 @@ def test_a_disk_that_another_vm_has_names_it(pyvmm: Pyvmm) -> None:
         run = pyvmm(*pyvmm.guest(HANG), "--disk", path)
         assert (run.code, run.messages) == (
             125,
-            f"pyvmm: {path}: is in use by process {holder.pid} (pyvmm)\n"
-            "  end that one first; several may share an image only if all attach it read-only\n",
+            (
+                f"pyvmm: {path}: is in use by process {holder.pid} (pyvmm)\n"
+                "  end that one first; several may share an image only if all attach it read-only\n"
+            ),
         )
         holder.terminate()
         finish(holder)
@@ -216,6 +224,8 @@ def test_a_serial_file_that_cannot_be_written(pyvmm: Pyvmm) -> None:
     run = pyvmm(*pyvmm.guest(HANG), "--serial", "file:/nowhere/guest.log")
     assert (run.code, run.messages) == (
         2,
-        "pyvmm: --serial: cannot write /nowhere/guest.log: No such file or directory\n"
-        "  name a file in a directory you may write to\n",
+        (
+            "pyvmm: --serial: cannot write /nowhere/guest.log: No such file or directory\n"
+            "  name a file in a directory you may write to\n"
+        ),
     )

@@ -31,7 +31,7 @@ KVM_FOR_ALL = private_dev("mknod -m 666 /dev/kvm c 10 232")
 def ordinary(cache: str) -> Iterator[Pyvmm]:
     """Runs pyvmm in a directory that an ordinary user can read and not write."""
     directory = tempfile.mkdtemp(prefix="pyvmm-test-")
-    os.chmod(directory, 0o755)  # noqa: S103
+    os.chmod(directory, 0o755)
     runner = Pyvmm(directory, cache)
     if runner("--version", before=NOBODY).code:
         reason = f"ordinary users may not run {PYVMM}"
@@ -86,8 +86,10 @@ def test_a_disk_that_may_not_be_written(ordinary: Pyvmm) -> None:
     run = ordinary(*ordinary.guest(HANG), "--disk", path, before=(*KVM_FOR_ALL, *NOBODY))
     assert (run.code, run.messages) == (
         125,
-        f"pyvmm: {path}: cannot open it to read and write: Permission denied\n"
-        f"  attach it read-only, or allow it: chmod u+rw {path}\n",
+        (
+            f"pyvmm: {path}: cannot open it to read and write: Permission denied\n"
+            f"  attach it read-only, or allow it: chmod u+rw {path}\n"
+        ),
     )
     assert ordinary(*ordinary.guest(POWER_OFF), "--disk", f"{path},readonly", before=(*KVM_FOR_ALL, *NOBODY)).code == 0
 

@@ -74,8 +74,10 @@ def test_a_missing_bridge(pyvmm: Pyvmm) -> None:
     run = pyvmm(*pyvmm.guest(HANG), "--net", "bridge=br7")
     assert (run.code, run.messages) == (
         125,
-        "pyvmm: bridge br7: there is no such bridge\n"
-        "  run: sudo ip link add br7 type bridge && sudo ip link set br7 up\n",
+        (
+            "pyvmm: bridge br7: there is no such bridge\n"
+            "  run: sudo ip link add br7 type bridge && sudo ip link set br7 up\n"
+        ),
     )
 
 
@@ -83,8 +85,10 @@ def test_a_missing_tap(pyvmm: Pyvmm) -> None:
     run = pyvmm(*pyvmm.guest(HANG), "--net", "tap=tap7")
     assert (run.code, run.messages) == (
         125,
-        "pyvmm: tap tap7: there is no such device\n"
-        "  run: sudo ip tuntap add dev tap7 mode tap user $USER && sudo ip link set tap7 up\n",
+        (
+            "pyvmm: tap tap7: there is no such device\n"
+            "  run: sudo ip tuntap add dev tap7 mode tap user $USER && sudo ip link set tap7 up\n"
+        ),
     )
 
 
@@ -94,7 +98,9 @@ def test_a_tap_that_another_vm_has_names_it(pyvmm: Pyvmm) -> None:
         holder.stdout.readline()
         run = pyvmm(*pyvmm.guest(HANG), "--net", "tap=tap0")
         assert run.code == 125
-        assert run.messages.startswith(f"pyvmm: tap tap0: is in use by pyvmm (pid {holder.pid})\n  end that process, or ")
+        assert run.messages.startswith(
+            f"pyvmm: tap tap0: is in use by pyvmm (pid {holder.pid})\n  end that process, or "
+        )
         holder.terminate()
         finish(holder)
     open_tap("tap0").close()
@@ -104,9 +110,11 @@ def test_no_right_to_make_a_tap(pyvmm: Pyvmm) -> None:
     run = pyvmm(*pyvmm.guest(HANG), "--net", "bridge=br0", before=NO_CAPABILITIES)
     assert (run.code, run.messages) == (
         125,
-        "pyvmm: bridge br0: cannot make a tap for it: this needs CAP_NET_ADMIN\n"
-        "  run pyvmm with sudo, or once make a tap of your own, and use --net tap=NAME:\n"
-        "  sudo ip tuntap add dev NAME mode tap user $USER && sudo ip link set NAME master br0 up\n",
+        (
+            "pyvmm: bridge br0: cannot make a tap for it: this needs CAP_NET_ADMIN\n"
+            "  run pyvmm with sudo, or once make a tap of your own, and use --net tap=NAME:\n"
+            "  sudo ip tuntap add dev NAME mode tap user $USER && sudo ip link set NAME master br0 up\n"
+        ),
     )
 
 

@@ -61,7 +61,10 @@ MISTAKES = {
     "timeout infinite": (["--timeout", "inf"], "--timeout: must be more than 0 and at most "),
     "trace": (["--trace", "pio,irq"], "--trace: irq cannot be traced\n  one of exits, pio, mmio, virtio, assist"),
     "serial": (["--serial", "pty"], "--serial: 'pty' is no serial port\n  stdio, file:PATH or null"),
-    "serial without a file": (["--serial", "file:"], "--serial: file: names no file\n  such as --serial file:guest.log"),
+    "serial without a file": (
+        ["--serial", "file:"],
+        "--serial: file: names no file\n  such as --serial file:guest.log",
+    ),
     "disk without an image": (["--disk", ",readonly"], "--disk: names no image\n  such as --disk root.img"),
     "disk option unknown": (
         ["--disk", "a.img,ro"],

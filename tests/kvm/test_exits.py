@@ -45,7 +45,7 @@ def test_port_read(guest: ScratchGuest, size: int) -> None:
         case event:
             pytest.fail(f"{event}")
     answer = VALUE & (1 << 8 * size) - 1
-    guest.vcpu.reply_port(answer.to_bytes(size, "little"))
+    guest.vcpu.reply_port(answer)
     assert isinstance(guest.run(), Halted)
     assert registers(guest)[abi.RAX] == answer
 
@@ -67,8 +67,8 @@ def test_string_port_read(guest: ScratchGuest) -> None:
     given = 0
     while isinstance(event := guest.run(), PortRead):
         assert (event.port, event.size) == (0x60, 2)
-        items = range(0x1000 + given, 0x1000 + given + event.count)
-        guest.vcpu.reply_port(b"".join(item.to_bytes(2, "little") for item in items))
+        for item in range(event.count):
+            guest.vcpu.reply_port(0x1000 + given + item, item)
         given += event.count
     assert isinstance(event, Halted)
     assert guest.memory.read(USER, 8) == bytes.fromhex("0010 0110 0210 0310")

@@ -20,6 +20,11 @@ KICK_SIGNAL = signal.SIGRTMIN
 on_signal(KICK_SIGNAL)
 
 _REASON_IO = struct.Struct("<I20xBBHIQ")  # exit_reason; at RUN_EXIT direction, size, port, count, data_offset
+# Looked up for every exit, so bound once.
+_unpack_exit = _REASON_IO.unpack_from
+_KVM_RUN, _EXIT_REASON = abi.KVM_RUN, abi.RUN_EXIT_REASON
+_EXIT_IO, _EXIT_IO_OUT = abi.KVM_EXIT_IO, abi.KVM_EXIT_IO_OUT
+_PORT_VALUES = {2: struct.Struct("<H"), 4: struct.Struct("<I")}
 _MMIO = struct.Struct("<Q8sIB")  # phys_addr, data, len, is_write
 _INTERNAL = struct.Struct("<II")  # suberror, ndata
 _INSTRUCTION = struct.Struct("<QB15s")  # flags, insn_size, insn_bytes
@@ -46,6 +51,8 @@ class Vcpu:
         self._sync = abi.kvm_sync_regs.from_buffer(self._run, abi.RUN_SYNC_REGS)
         self.sregs = self._sync.sregs
         self.events = self._sync.events
+        self._port_read, self._port_write = exits.PortRead(), exits.PortWrite()
+        self._mmio_read, self._mmio_write = exits.MmioRead(), exits.MmioWrite()
         self._thread: int | None = None
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -66,21 +73,32 @@ class Vcpu:
         Raises:
             KvmError: `KVM_RUN` itself failed.
         """
-        if run_ioctl(self.fd, abi.KVM_RUN, 0) < 0:
+        if run_ioctl(self.fd, _KVM_RUN, 0) < 0:
             return self._interrupted(ctypes.get_errno())
         # One look for the reason and for what the commonest exit comes with: every tenth of a microsecond counts here.
-        reason, direction, size, port, count, offset = _REASON_IO.unpack_from(self._view, abi.RUN_EXIT_REASON)
-        if reason == abi.KVM_EXIT_IO:
-            if direction == abi.KVM_EXIT_IO_OUT:
-                return exits.PortWrite(port, size, self._run[offset : offset + size * count])
+        reason, direction, size, port, count, offset = _unpack_exit(self._view, _EXIT_REASON)
+        if reason == _EXIT_IO:
+            if direction == _EXIT_IO_OUT:
+                write = self._port_write
+                write.port, write.size, write.data = port, size, self._run[offset : offset + size * count]
+                return write
             self._port_data = offset
-            return exits.PortRead(port, size, count)
+            read = self._port_read
+            read.port, read.size, read.count = port, size, count
+            return read
         if reason == abi.KVM_EXIT_MMIO:
-            gpa, data, size, is_write = _MMIO.unpack_from(self._view, abi.RUN_EXIT)
-            if is_write:
-                return exits.MmioWrite(gpa, size, int.from_bytes(data[:size], "little"))
-            return exits.MmioRead(gpa, size)
+            return self._mmio_exit()
         return self._rare_exit(reason)
+
+    def _mmio_exit(self) -> exits.VcpuExit:
+        gpa, data, size, is_write = _MMIO.unpack_from(self._view, abi.RUN_EXIT)
+        if is_write:
+            write = self._mmio_write
+            write.gpa, write.size, write.value = gpa, size, int.from_bytes(data[:size], "little")
+            return write
+        read = self._mmio_read
+        read.gpa, read.size = gpa, size
+        return read
 
     def _interrupted(self, error: int) -> exits.VcpuExit:
         # EINTR: a kick. EAGAIN: an application processor before its SIPI. Between here and the next KVM_RUN a second
@@ -121,9 +139,13 @@ class Vcpu:
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
-    def reply_port(self, data: bytes) -> None:
-        """Answer a `PortRead` with its `count` items of `size` bytes."""
-        self._run[self._port_data : self._port_data + len(data)] = data
+    def reply_port(self, value: int, item: int = 0) -> None:
+        """Answer a `PortRead`: *value* for its *item*-th of `count` items."""
+        size = self._port_read.size
+        if size == 1:
+            self._view[self._port_data + item] = value
+        else:
+            _PORT_VALUES[size].pack_into(self._view, self._port_data + item * size, value)
 
     def reply_mmio(self, value: int) -> None:
         """Answer a `MmioRead`."""

@@ -124,7 +124,8 @@ def test_answers(fabricated: tuple[Vcpu, mmap.mmap], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("vmm.kvm.vcpu.run_ioctl", lambda *_: 0)
     put(run, 2, struct.pack("<BBHIQ", 0, 2, 0x1F0, 3, 4096))
     assert isinstance(vcpu.run(), exits.PortRead)
-    vcpu.reply_port(b"\1\0\2\0\xff\xff")
+    for item, value in enumerate((1, 2, 0xFFFF)):
+        vcpu.reply_port(value, item)
     assert run[4096:4102] == b"\1\0\2\0\xff\xff"
     vcpu.reply_mmio((1 << 64) - 1)
     assert run[40:48] == b"\xff" * 8
