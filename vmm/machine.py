@@ -48,16 +48,25 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T", bound=_Closable)
 
+#: Initialisation functions of stock kernels that run for minutes where ring 0 is interpreted, and that a guest can do
+#: without: tracefs with the scans that fill it, and those that make the kernel parse its type information (BTF).
+_SLOW_INITCALLS = (
+    "ftrace_check_for_weak_functions,trace_eval_init,tracer_init_tracefs,"
+    "btf_module_init,kfunc_init,bpf_key_sig_kfuncs_init,bpf_prog_test_run_init,bpf_rstat_kfunc_init,"
+    "bpf_tcp_ca_kfunc_init,cubictcp_register"
+)
 #: What keeps a Linux off the instructions that software KVM lacks (vector code in the kernel's ciphers and checksums
-#: above all), and off start-up work that takes minutes there: self-tests, and tracefs with the scans that fill it.
+#: above all), and off start-up work that takes minutes there.
 ASSIST_APPEND = (
     "noxsave",
     "mitigations=off",
-    "clearcpuid=smap,smep,cx16,umip,fsgsbase,rdpid,invpcid,pcid,xsave,rdseed,rdrand,erms,fsrm,popcnt,"
+    "clearcpuid=smap,smep,cx16,umip,fsgsbase,rdpid,invpcid,pcid,xsave,erms,fsrm,popcnt,"
     "ssse3,sse4_1,sse4_2,pclmulqdq,aes,sha_ni,bmi1,bmi2,adx",
     "cryptomgr.notests",
     "init_on_alloc=0",
-    "initcall_blacklist=ftrace_check_for_weak_functions,trace_eval_init,tracer_init_tracefs",
+    "rodata=off",
+    "highres=off",
+    f"initcall_blacklist={_SLOW_INITCALLS}",
 )
 #: A panicking guest gets this long to print its last words.
 _PANIC_GRACE_S = 1.0
