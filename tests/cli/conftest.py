@@ -6,7 +6,6 @@ import os
 import pty
 import select
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.fakes import guest
+from tests.fakes.host import PYVMM
 
-PYVMM = os.path.join(os.path.dirname(sys.executable), "pyvmm")
 SOFTWARE_KVM = "pyvmm: this host's KVM is software"
 #: What no run here may take; the runs themselves take a tenth of a second, or two where a guest is watched.
 LIMIT_S = 30

@@ -4,41 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.conftest import PYVMM, Pyvmm
-from tests.conftest import required
+from tests.cli.conftest import Pyvmm
 from tests.fakes.guest import HANG, POWER_OFF, say
-
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
-
-
-def private_dev(*commands: str) -> tuple[str, ...]:
-    """A command to put before another: that one sees a /dev of its own, empty but for what *commands* make."""
-    script = ["mount -t tmpfs -o mode=755 dev /dev", "mknod -m 666 /dev/null c 1 3", *commands, 'exec "$@"']
-    return ("unshare", "--mount", "sh", "-ec", "\n".join(script), "sh")
-
-
-KVM_FOR_ROOT_ONLY = private_dev("mknod -m 600 /dev/kvm c 10 232")
-KVM_FOR_ALL = private_dev("mknod -m 666 /dev/kvm c 10 232")
+from tests.fakes.host import KVM_FOR_ALL, KVM_FOR_ROOT_ONLY, NOBODY, private_dev, public_directory
 
 
 @pytest.fixture
 def ordinary(cache: str) -> Iterator[Pyvmm]:
     """Runs pyvmm in a directory that an ordinary user can read and not write."""
-    directory = tempfile.mkdtemp(prefix="pyvmm-test-")
-    os.chmod(directory, 0o755)
-    runner = Pyvmm(directory, cache)
-    if runner("--version", before=NOBODY).code:
-        reason = f"ordinary users may not run {PYVMM}"
-        (pytest.fail if required() else pytest.skip)(reason)
-    yield runner
-    assert runner.leftovers() == set()
-    shutil.rmtree(directory)
+    with public_directory() as directory:
+        runner = Pyvmm(directory, cache)
+        yield runner
+        assert runner.leftovers() == set()
 
 
 @pytest.mark.root
