@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T", bound=_Closable)
 
+#: Features whose instructions software KVM lacks in ring 0, or does wrong, or slowly (`rep movsb`).
+_UNASSISTED_FEATURES = (
+    "smap,smep,cx16,umip,fsgsbase,rdpid,invpcid,pcid,xsave,erms,fsrm,popcnt,"
+    "ssse3,sse4_1,sse4_2,pclmulqdq,aes,sha_ni,bmi1,bmi2,adx"
+)
 #: Initialisation functions of stock kernels that run for minutes where ring 0 is interpreted, and that a guest can do
 #: without: tracefs with the scans that fill it, and those that make the kernel parse its type information (BTF).
 _SLOW_INITCALLS = (
@@ -60,8 +65,7 @@ _SLOW_INITCALLS = (
 ASSIST_APPEND = (
     "noxsave",
     "mitigations=off",
-    "clearcpuid=smap,smep,cx16,umip,fsgsbase,rdpid,invpcid,pcid,xsave,erms,fsrm,popcnt,"
-    "ssse3,sse4_1,sse4_2,pclmulqdq,aes,sha_ni,bmi1,bmi2,adx",
+    f"clearcpuid={_UNASSISTED_FEATURES}",
     "cryptomgr.notests",
     "init_on_alloc=0",
     "rodata=off",

@@ -38,7 +38,7 @@ class Process(subprocess.Popen[bytes]):
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:
             self.kill()
-        super().__exit__(kind, *rest)
+        super().__exit__(kind, error, traceback)
 
 
 class Pyvmm:

@@ -36,7 +36,7 @@ def public_directory() -> Iterator[str]:
         (pytest.fail if required() else pytest.skip)(f"ordinary users may not run {PYVMM}")
     directory = tempfile.mkdtemp(prefix="pyvmm-test-")
     try:
-        os.chmod(directory, 0o755)  # noqa: S103
+        os.chmod(directory, 0o755)
         yield directory
     finally:
         shutil.rmtree(directory)

@@ -1,158 +1,88 @@
-"""Real guests: the micro image on a pseudo-terminal, driven as a person would."""
+"""Guests for the tests in this directory. A boot is dear: what does not disturb the others shares one."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import pexpect
 import pytest
 
-PYVMM = os.path.join(os.path.dirname(sys.executable), "pyvmm")
-IMAGES = os.path.join(
-    os.environ.get("PYVMM_CACHE")
-    or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm"),
-    "images",
-)
-#: What a boot of the micro image may take on a busy machine that interprets ring 0; and a command in the guest.
-BOOT_LIMIT_S = 180
-COMMAND_LIMIT_S = 60
-PROMPT = r"root@\w+:[^ ]*# "
+from tests.conftest import required
+from tests.guest.linux import Image, LinuxGuest, make_disk
+
+MIB = 1 << 20
+SCRATCH_BYTES = 64 * MIB
+LARGE_BYTES = 256 * MIB
+
+Start = Callable[..., LinuxGuest]
 
 
-class Image:
-    """A guest image as `images/NAME/build` left it."""
-
-    def __init__(self, name: str) -> None:
-        self.directory = os.path.join(IMAGES, name)
-        with open(os.path.join(self.directory, "manifest.json")) as file:
-            self.manifest: dict[str, Any] = json.load(file)
-        self.append: str = self.manifest["append"]
-
-    def file(self, name: str) -> str:
-        """The path of one of its files."""
-        return os.path.join(self.directory, name)
-
-    def copy_root(self, directory: str, name: str = "root.img") -> str:
-        """A copy of its root disk that may be written."""
-        copy = os.path.join(directory, name)
-        subprocess.run(["cp", "--sparse=always", self.file("root.img"), copy], check=True)
-        os.chmod(copy, 0o600)
-        return copy
-
-
-class Guest:
-    """A guest at its console. `code` is pyvmm's exit code once it has ended."""
-
-    def __init__(self, arguments: list[str], program: str = PYVMM) -> None:
-        self.console = pexpect.spawn(
-            program, arguments, encoding="utf-8", codec_errors="replace", timeout=COMMAND_LIMIT_S
-        )
-        self.console.delaybeforesend = None
-        self.transcript = ""
-        self.console.logfile_read = self
-
-    def write(self, text: str) -> None:
-        """pexpect's log of what the guest printed."""
-        self.transcript += text
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def wait_for_prompt(self, timeout_s: float = BOOT_LIMIT_S) -> None:
-        """Until the shell of a booting guest asks for a command."""
-        self.console.expect(PROMPT, timeout=timeout_s)
-
-    def run(self, command: str, timeout_s: float = COMMAND_LIMIT_S, *, check: bool = True) -> str:
-        """What *command* prints; it has to succeed unless *check* is false."""
-        # The quotes keep the echo of the command line from looking like its output.
-        self.console.sendline(f"echo be''gin; {command}; echo en''d=$?")
-        self.console.expect(r"begin\r+\n(.*?)end=(\d+)\r+\n", timeout=timeout_s)
-        found = self.console.match
-        assert isinstance(found, re.Match)
-        output, status = found.groups()
-        assert not check or status == "0", f"{command!r} ended with {status}: {output}"
-        return re.sub(r"\r+\n", "\n", str(output))
-
-    def wait_for_end(self, timeout_s: float = COMMAND_LIMIT_S) -> int:
-        """pyvmm's exit code, when it ends by itself."""
-        self.console.expect(pexpect.EOF, timeout=timeout_s)
-        return self.close()
-
-    def power_off(self) -> int:
-        """Let the guest power off; pyvmm's exit code."""
-        self.console.sendline("poweroff")
-        return self.wait_for_end()
-
-    def close(self) -> int:
-        """End pyvmm if it still runs; its exit code."""
-        if self.console.isalive():
-            self.console.sendcontrol("a")
-            self.console.send("x")
-            try:
-                self.console.expect(pexpect.EOF, timeout=20)
-            except pexpect.TIMEOUT:
-                self.console.terminate(force=True)
-        self.console.close()
-        code = self.console.exitstatus
-        return -1 if code is None else int(code)
-
-
-Boot = Callable[..., Guest]
+def _image(name: str) -> Image:
+    cached = os.environ.get("PYVMM_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm"
+    )
+    directory = os.path.realpath(os.path.join(cached, "images", name))
+    if not os.path.exists(os.path.join(directory, "manifest.json")):
+        reason = f"no {directory}: build it with images/{name}/build"
+        (pytest.fail if "guest" in required() else pytest.skip)(reason)
+    return Image(directory)
 
 
 @pytest.fixture(scope="session")
 def micro() -> Image:
-    return Image("micro")
+    """The small image."""
+    return _image("micro")
 
 
 @pytest.fixture(scope="session")
 def debian() -> Image:
-    return Image("debian")
+    """Debian's own kernel."""
+    return _image("debian")
 
 
 @pytest.fixture
-def start(micro: Image) -> Iterator[Boot]:
-    """Start pyvmm on the micro kernel with more arguments, and end it after the test."""
-    guests: list[Guest] = []
+def start() -> Iterator[Start]:
+    """Starts guests that end with the test at the latest."""
+    guests: list[LinuxGuest] = []
 
-    def start(*arguments: str, append: str = "", kernel: str = "vmlinux") -> Guest:
-        command_line = f"quiet {append}".strip()
-        guests.append(Guest(["--kernel", micro.file(kernel), "--append", command_line, *arguments]))
+    def run(*arguments: str, **options: tuple[str, ...]) -> LinuxGuest:
+        guests.append(LinuxGuest(*arguments, **options))
         return guests[-1]
 
-    yield start
+    yield run
     for guest in guests:
         guest.close()
 
 
 @pytest.fixture
-def boot(start: Boot) -> Boot:
-    """Boot the micro kernel with more arguments to its prompt, and end it after the test."""
-
-    def boot(*arguments: str, **more: Any) -> Guest:
-        guest = start(*arguments, **more)
-        guest.wait_for_prompt()
-        return guest
-
-    return boot
+def root(micro: Image, tmp_path: os.PathLike[str]) -> str:
+    """A root disk of the test's own."""
+    return micro.copy_root(os.path.join(tmp_path, "root.img"))
 
 
-@pytest.fixture(scope="module")
-def shared_guest(micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    """One guest, with its root on virtio-blk, for all tests of a module that leave it as it was."""
-    disk = micro.copy_root(str(tmp_path_factory.mktemp("shared")))
-    guest = Guest(["--kernel", micro.file("vmlinux"), "--append", "quiet", "--disk", disk])
-    guest.wait_for_prompt()
-    yield guest
-    guest.close()
+@pytest.fixture(scope="session")
+def disks(micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The disks of `guest`, by what the guest calls them."""
+    directory = str(tmp_path_factory.mktemp("disks"))
+    paths = {name: os.path.join(directory, f"{name}.img") for name in ("vda", "vdb", "vdc")}
+    micro.copy_root(paths["vda"])
+    make_disk(paths["vdb"], LARGE_BYTES)
+    with open(paths["vdc"], "wb") as file:
+        file.truncate(LARGE_BYTES)
+    yield paths
+    for path in paths.values():
+        os.unlink(path)
 
 
-def read_from_image(image: str, path: str) -> bytes:
-    """A file of the ext4 file system in *image*."""
-    return subprocess.run(["debugfs", "-R", f"cat {path}", image], check=True, capture_output=True).stdout
+@pytest.fixture(scope="session")
+def guest(micro: Image, disks: dict[str, str]) -> Iterator[LinuxGuest]:
+    """A guest with two CPUs and three disks that everybody shares: leave it as you found it, at its prompt."""
+    machine = LinuxGuest(
+        "--kernel", micro.kernel(), "--cpus", "2", "--memory", "256M", "--append", "quiet",
+        "--disk", disks["vda"], "--disk", f"{disks['vdb']},readonly", "--disk", f"{disks['vdc']},serial=scratch",
+    )  # fmt: skip
+    try:
+        machine.wait_for_prompt()
+        yield machine
+    finally:
+        machine.close()

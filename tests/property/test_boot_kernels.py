@@ -148,8 +148,8 @@ def test_plans_keep_their_promises(path: str, data: bytes, initrd: int, memory_b
 
 
 def check(boot: BootPlan, memory_bytes: int) -> None:
-    """Pieces and zero ranges are RAM, overlap nowhere, and those above 1 MiB are usable; the entry is in a piece."""
-    spans = sorted([(gpa, gpa + len(data)) for gpa, data in boot.pieces] + [(gpa, gpa + n) for gpa, n in boot.zero])
+    """Pieces are RAM, overlap nowhere, and those above 1 MiB are usable; the entry is in a piece."""
+    spans = sorted((gpa, gpa + len(data)) for gpa, data in boot.pieces)
     for (_, end), (start, _) in itertools.pairwise(spans):
         assert end <= start
     usable = [(gpa, gpa + size) for gpa, size, kind in e820.memory_map(memory_bytes) if kind != e820.RESERVED]

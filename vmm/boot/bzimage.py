@@ -108,7 +108,7 @@ class BzImage:
         body = self.data[self._setup_size : self._setup_size + self._body_size]
         header = bytearray(self.header)
         struct.pack_into("<I", header, _CODE32_START - zeropage.SETUP_HEADER, gpa)
-        return LoadedKernel([(gpa, body)], [], gpa + self._init_size, gpa + _ENTRY_64, bytes(header))
+        return LoadedKernel([(gpa, body)], gpa + self._init_size, gpa + _ENTRY_64, bytes(header))
 
 
 def looks_like(data: memoryview) -> bool:

@@ -58,11 +58,10 @@ class ElfImage:
         return any(s.gpa <= gpa < s.gpa + s.size for s in self.segments)
 
     def load(self, entry: int, init_header: bytes) -> LoadedKernel:
-        """The segments as pieces (views of the file) and zero ranges, to be entered at *entry*."""
+        """The segments as pieces (views of the file), to be entered at *entry*."""
         pieces: list[Piece] = [(s.gpa, self.data[s.offset : s.offset + s.size]) for s in self.segments if s.size]
-        zero = [(s.gpa + s.size, s.memory_size - s.size) for s in self.segments if s.memory_size > s.size]
         last = self.segments[-1]
-        return LoadedKernel(pieces, zero, last.gpa + last.memory_size, entry, init_header)
+        return LoadedKernel(pieces, last.gpa + last.memory_size, entry, init_header)
 
 
 def parse(data: memoryview, where: str) -> ElfImage:

@@ -102,7 +102,7 @@ def plan_boot(
     if acpi:
         pieces.append((rsdp, acpi))
     protocol_pieces, entry = _enter(kernel, way, e820.memory_map(memory_bytes), initrd_range, rsdp)
-    return BootPlan(pieces + protocol_pieces, kernel.zero, entry, description)
+    return BootPlan(pieces + protocol_pieces, entry, description)
 
 
 def _choose(image: KernelImage, protocol: str, kaslr: bool) -> str:

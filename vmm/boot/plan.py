@@ -59,29 +59,27 @@ class EntryState:
 
 
 class LoadedKernel:
-    """A kernel put in place: *pieces* in guest RAM, *zero* its BSS, *end* the first address it does not need.
+    """A kernel put in place: *pieces* in guest RAM, which is zero where its BSS is; *end* is what comes after it.
 
     *entry* is a guest-physical address; *init_header* the setup header for `boot_params`, empty where the kernel
     has none.
     """
 
-    __slots__ = ("end", "entry", "init_header", "pieces", "zero")
+    __slots__ = ("end", "entry", "init_header", "pieces")
 
-    def __init__(
-        self, pieces: list[Piece], zero: list[tuple[int, int]], end: int, entry: int, init_header: bytes
-    ) -> None:
-        self.pieces, self.zero, self.end, self.entry, self.init_header = pieces, zero, end, entry, init_header
+    def __init__(self, pieces: list[Piece], end: int, entry: int, init_header: bytes) -> None:
+        self.pieces, self.end, self.entry, self.init_header = pieces, end, entry, init_header
 
 
 class BootPlan:
     """Everything the composition root needs to start a kernel.
 
     Copy *pieces* into guest RAM at once and let the plan go: they may be views of mapped files, and a file that is
-    cut short while it is mapped kills the process that reads it. For a reboot plan anew; then, RAM being dirty, also
-    zero the `(gpa, size)` ranges in *zero*. Pieces and zero ranges are all guest RAM and overlap nowhere.
+    cut short while it is mapped kills the process that reads it. All of them are guest RAM and overlap nowhere; the
+    rest of the RAM has to be zero.
     """
 
-    __slots__ = ("description", "entry", "pieces", "zero")
+    __slots__ = ("description", "entry", "pieces")
 
-    def __init__(self, pieces: list[Piece], zero: list[tuple[int, int]], entry: EntryState, description: str) -> None:
-        self.pieces, self.zero, self.entry, self.description = pieces, zero, entry, description
+    def __init__(self, pieces: list[Piece], entry: EntryState, description: str) -> None:
+        self.pieces, self.entry, self.description = pieces, entry, description
