@@ -48,30 +48,6 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T", bound=_Closable)
 
-#: Features whose instructions software KVM lacks in ring 0, or does wrong, or slowly (`rep movsb`).
-_UNASSISTED_FEATURES = (
-    "smap,smep,cx16,umip,fsgsbase,rdpid,invpcid,pcid,xsave,erms,fsrm,popcnt,"
-    "ssse3,sse4_1,sse4_2,pclmulqdq,aes,sha_ni,bmi1,bmi2,adx"
-)
-#: Initialisation functions of stock kernels that run for minutes where ring 0 is interpreted, and that a guest can do
-#: without: tracefs with the scans that fill it, and those that make the kernel parse its type information (BTF).
-_SLOW_INITCALLS = (
-    "ftrace_check_for_weak_functions,trace_eval_init,tracer_init_tracefs,"
-    "btf_module_init,kfunc_init,bpf_key_sig_kfuncs_init,bpf_prog_test_run_init,bpf_rstat_kfunc_init,"
-    "bpf_tcp_ca_kfunc_init,cubictcp_register"
-)
-#: What keeps a Linux off the instructions that software KVM lacks (vector code in the kernel's ciphers and checksums
-#: above all), and off start-up work that takes minutes there.
-ASSIST_APPEND = (
-    "noxsave",
-    "mitigations=off",
-    f"clearcpuid={_UNASSISTED_FEATURES}",
-    "cryptomgr.notests",
-    "init_on_alloc=0",
-    "rodata=off",
-    "highres=off",
-    f"initcall_blacklist={_SLOW_INITCALLS}",
-)
 #: A panicking guest gets this long to print its last words.
 _PANIC_GRACE_S = 1.0
 _HALT_CHECK_MIN_S, _HALT_CHECK_MAX_S = 1.0, 60.0
@@ -95,6 +71,12 @@ class Session:
         self._trace = trace
         self.backends = Backends(config, say)
         self._alarm, self.wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        #: What a Linux is told on software KVM.
+        self.assist_options: tuple[str, ...] = ()
+        if not host.complete:
+            from vmm.kvm.assist.linux import OPTIONS
+
+            self.assist_options = OPTIONS
         self._machine: Machine | None = None
         self._stopped_by = ""
 
@@ -283,7 +265,7 @@ class Machine:
     def command_line(self) -> str:
         """The kernel's command line: what pyvmm adds, then the user's, which wins."""
         config, user = self._config, f" {self._config.append} "
-        added = [] if self._session.host.complete else list(ASSIST_APPEND)
+        added = list(self._session.assist_options)
         if config.serial != "null" and " console=" not in user:
             added.append("console=ttyS0")
         if config.disks and " root=" not in user:

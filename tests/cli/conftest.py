@@ -35,7 +35,9 @@ class Run:
 class Process(subprocess.Popen[bytes]):
     """A running pyvmm, killed where the test fails."""
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if kind is not None:
             self.kill()
         super().__exit__(kind, error, traceback)

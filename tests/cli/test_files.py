@@ -85,8 +85,8 @@ def test_too_little_ram_for_the_initrd_names_what_would_do(pyvmm: Pyvmm) -> None
     assert (run.code, run.messages) == (
         2,
         (
-            "pyvmm: --memory: 16 MiB of RAM are too small: the kernel ends at 2 MiB, and the initrd needs another 20 MiB\n"
-            "  use at least --memory 22M\n"
+            "pyvmm: --memory: 16 MiB of RAM are too small: the kernel ends at 2 MiB, "
+            "and the initrd needs another 20 MiB\n  use at least --memory 22M\n"
         ),
     )
 

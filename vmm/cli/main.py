@@ -177,14 +177,14 @@ def cache_directory() -> str:
 def _run(options: Options) -> int:
     config = _config(options)
     from vmm.kvm.assist.probe import host_kind
-    from vmm.machine import ASSIST_APPEND, Session
+    from vmm.machine import Session
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     cache_dir = cache_directory()
     host = host_kind(cache_dir)
-    if not host.complete:
-        say(f"this host's KVM is software; assisting it, with these kernel options: {' '.join(ASSIST_APPEND)}")
     session = Session(config, host, say=say, trace=_trace, cache_dir=cache_dir)
+    if session.assist_options:
+        say(f"this host's KVM is software; assisting it, with these kernel options: {' '.join(session.assist_options)}")
     try:
         return _exit_code(_boot_until_the_end(session, verbose=options.has("verbose")), session)
     finally:

@@ -13,8 +13,8 @@ from tests.fakes import kernels
 from tests.fakes.kvm import FakeKvm, run_machine
 from vmm import layout, outcome
 from vmm.kvm import cpuid
+from vmm.kvm.assist.linux import OPTIONS
 from vmm.kvm.assist.probe import HostKind
-from vmm.machine import ASSIST_APPEND
 
 COMPLETE = HostKind((), syscall_ok=True)
 SOFTWARE = HostKind(("int3", "popcnt"), syscall_ok=False)
@@ -41,7 +41,7 @@ def test_a_complete_host(kernel: str) -> None:
     assert not ASSIST_REQUESTS & fake.calls.keys()
     assert fake.valid_regs == {0}  # no register sets come along with exits
     assert leaf_0x40000001(fake) == {0xFFFF_FFFF}  # hypercalls stay offered
-    assert not set(ASSIST_APPEND) & set(command_line.split())
+    assert not set(OPTIONS) & set(command_line.split())
 
 
 def test_an_exit_costs_one_ioctl(kernel: str) -> None:
@@ -60,12 +60,12 @@ def test_a_software_host_has_it_all(kernel: str) -> None:
     assert {"KVM_X86_SET_MSR_FILTER", "KVM_ENABLE_CAP"} <= fake.calls.keys()
     assert fake.valid_regs == {0}  # they come along from the first assist on, and none was needed
     assert leaf_0x40000001(fake) == {0xFFFF_FFFF & ~cpuid.HYPERCALLING}
-    assert set(ASSIST_APPEND) <= set(command_line.split())
+    assert set(OPTIONS) <= set(command_line.split())
 
 
 @pytest.mark.parametrize(
     ("complete", "modules"),
-    [(True, {"probe"}), (False, {"probe", "vcpu", "instructions", "decode", "paging", "segments", "syscall"})],
+    [(True, {"probe"}), (False, {"probe", "linux", "vcpu", "instructions", "decode", "paging", "segments", "syscall"})],
 )
 def test_what_is_imported(kernel: str, *, complete: bool, modules: set[str]) -> None:
     script = (
