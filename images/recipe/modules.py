@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 
 from .errors import RecipeError
 
 # The .modinfo section of a module is a run of NUL-terminated `key=value`.
 DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
+# What CONFIG_MODULE_SIG appends: the signature, struct module_signature (which ends with its size), and this mark.
+SIGNATURE_MARK = b"~Module signature appended~\n"
+SIGNATURE_INFO = struct.Struct(">8xI")
+
+
+def unsigned(module: bytes) -> bytes:
+    """*module* without its signature: checking one takes the kernel ten seconds where ring 0 is interpreted."""
+    if not module.endswith(SIGNATURE_MARK):
+        return module
+    info_end = len(module) - len(SIGNATURE_MARK)
+    (size,) = SIGNATURE_INFO.unpack_from(module, info_end - SIGNATURE_INFO.size)
+    return module[: info_end - SIGNATURE_INFO.size - size]
 
 
 class ModuleDirectory:
@@ -23,7 +36,7 @@ class ModuleDirectory:
         }
 
     def with_dependencies(self, names: tuple[str, ...]) -> dict[str, bytes]:
-        """File names and contents of the modules `names` and of all they depend on, dependencies first.
+        """File names and (unsigned) contents of the modules `names` and of all they depend on, dependencies first.
 
         Raises: RecipeError if the package has no such module.
         """
@@ -44,4 +57,4 @@ class ModuleDirectory:
         for needed in found.group(1).decode().split(",") if found else ():
             if needed:
                 self._add(needed.replace("-", "_"), ordered)
-        ordered[os.path.basename(file)] = data
+        ordered[os.path.basename(file)] = unsigned(data)

@@ -19,7 +19,7 @@ from images.recipe.cache import Artefact, cache_directory
 from images.recipe.cpio import write_cpio
 from images.recipe.errors import RecipeError
 from images.recipe.ext4 import write_ext4
-from images.recipe.modules import ModuleDirectory
+from images.recipe.modules import ModuleDirectory, unsigned
 from images.recipe.progress import Progress
 from images.recipe.tree import Tree
 
@@ -111,6 +111,13 @@ def test_the_fragment_keeps_what_the_tests_rely_on() -> None:
     fragment = kernel.parse_config(Path(kernel.FRAGMENT).read_text())
     assert fragment["CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES"] == "n"
     assert fragment["CONFIG_PVH"] == fragment["CONFIG_ACPI"] == fragment["CONFIG_RANDOMIZE_BASE"] == "y"
+
+
+def test_modules_lose_their_signatures() -> None:
+    signature = b"signature" * 20
+    info = b"\0\0\2\0\0\0\0\0" + len(signature).to_bytes(4, "big")
+    assert unsigned(b"module" + signature + info + b"~Module signature appended~\n") == b"module"
+    assert unsigned(b"module") == b"module"
 
 
 def test_modules_come_after_what_they_depend_on(tmp_path: Path) -> None:

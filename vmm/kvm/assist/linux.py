@@ -12,9 +12,10 @@ HIDDEN_FEATURES = (
     "ssse3,sse4_1,sse4_2,pclmulqdq,aes,sha_ni,bmi1,bmi2,adx"
 )
 #: Initialisation functions of stock kernels that run for minutes where ring 0 is interpreted, and that a guest can do
-#: without: tracefs with the scans that fill it, and those that make the kernel parse its type information (BTF).
+#: without: tracefs with the scans that fill it, /sys/kernel/slab, a self-test, and those that make the kernel parse its
+#: type information (BTF).
 SLOW_INITCALLS = (
-    "ftrace_check_for_weak_functions,trace_eval_init,tracer_init_tracefs,"
+    "ftrace_check_for_weak_functions,trace_eval_init,tracer_init_tracefs,slab_sysfs_init,blake2s_mod_init,"
     "btf_module_init,kfunc_init,bpf_key_sig_kfuncs_init,bpf_prog_test_run_init,bpf_rstat_kfunc_init,"
     "bpf_tcp_ca_kfunc_init,cubictcp_register"
 )
