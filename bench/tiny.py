@@ -16,9 +16,9 @@ _FLAGS = (
 )  # fmt: skip
 
 
-def build(reads: int = 0) -> str:
-    """The path of the guest that idles at once, or after *reads* reads of the UART's scratch register."""
-    flags = [*_FLAGS, *([f"-DREADS={reads}"] if reads else [])]
+def build(work: str = "") -> str:
+    """The path of the guest that idles at once, or does *work* first: `READS=n` or `LOOPS=n` (see its source)."""
+    flags = [*_FLAGS, *([f"-D{work}"] if work else [])]
     with open(_SOURCE, "rb") as file:
         digest = hashlib.sha256(file.read() + " ".join(flags).encode()).hexdigest()[:12]
     directory = os.path.join(cache_directory(), "bench")

@@ -2,8 +2,9 @@
  * The tiny guest: an ELF with a PVH entry (Xen `public/elfnote.h`, XEN_ELFNOTE_PHYS32_ENTRY) that runs alike under
  * pyvmm and QEMU. It is entered in flat 32-bit protected mode, interrupts off, without a stack, and needs none.
  *
- *   READS undefined   prints "a" on COM1, then idles
+ *   neither           prints "a" on COM1, then idles
  *   READS = n         prints "a", reads the UART's scratch register n times, prints "b", then idles
+ *   LOOPS = n         prints "a", counts down from n (two instructions a turn), prints "b", then idles
  */
 #define COM1 0x3f8
 #define COM1_SCRATCH 0x3ff
@@ -25,12 +26,18 @@ start:
 	movb $'a', %al
 	outb %al, %dx
 
+#if defined(READS) || defined(LOOPS)
 #ifdef READS
 	movl $READS, %ecx
 	movw $COM1_SCRATCH, %dx
 1:	inb %dx, %al
 	decl %ecx
 	jnz 1b
+#else
+	movl $LOOPS, %ecx
+1:	decl %ecx
+	jnz 1b
+#endif
 	movw $COM1, %dx
 	movb $'b', %al
 	outb %al, %dx

@@ -8,11 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.conftest import required
-from tests.guest.linux import Image, LinuxGuest, make_disk
-
-MIB = 1 << 20
-SCRATCH_BYTES = 64 * MIB
-LARGE_BYTES = 256 * MIB
+from tests.guest.linux import Image, LinuxGuest
 
 Start = Callable[..., LinuxGuest]
 
@@ -61,26 +57,12 @@ def root(micro: Image, tmp_path: os.PathLike[str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def disks(micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The disks of `guest`, by what the guest calls them."""
-    directory = str(tmp_path_factory.mktemp("disks"))
-    paths = {name: os.path.join(directory, f"{name}.img") for name in ("vda", "vdb", "vdc")}
-    micro.copy_root(paths["vda"])
-    make_disk(paths["vdb"], LARGE_BYTES)
-    with open(paths["vdc"], "wb") as file:
-        file.truncate(LARGE_BYTES)
-    yield paths
-    for path in paths.values():
-        os.unlink(path)
-
-
-@pytest.fixture(scope="session")
-def guest(micro: Image, disks: dict[str, str]) -> Iterator[LinuxGuest]:
-    """A guest with two CPUs and three disks that everybody shares: leave it as you found it, at its prompt."""
+def guest(micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinuxGuest]:
+    """A guest with two CPUs that everybody shares: leave it as you found it, at its prompt."""
+    root = micro.copy_root(os.path.join(tmp_path_factory.mktemp("shared"), "root.img"))
     machine = LinuxGuest(
-        "--kernel", micro.kernel(), "--cpus", "2", "--memory", "256M", "--append", "quiet",
-        "--disk", disks["vda"], "--disk", f"{disks['vdb']},readonly", "--disk", f"{disks['vdc']},serial=scratch",
-    )  # fmt: skip
+        "--kernel", micro.kernel(), "--cpus", "2", "--memory", "256M", "--append", "quiet", "--disk", root
+    )
     try:
         machine.wait_for_prompt()
         yield machine

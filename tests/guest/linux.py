@@ -17,6 +17,7 @@ from tests.fakes.host import PYVMM
 
 #: What pyvmm says first on a host whose KVM needs the assist.
 SOFTWARE_KVM: Final = "pyvmm: this host's KVM is software"
+MIB: Final = 1 << 20
 PROMPT: Final = r"root@\w+:\S+# "
 #: A boot takes 10 to 30 s on a host whose KVM is software and whose CPUs others use too.
 BOOT_S: Final = 180

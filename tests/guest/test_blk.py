@@ -2,38 +2,75 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Iterator
+
 import pytest
 
-from tests.guest.conftest import LARGE_BYTES, MIB, SCRATCH_BYTES
-from tests.guest.linux import LinuxGuest, sha256
+from tests.guest.linux import MIB, Image, LinuxGuest, make_disk, sha256
 
 pytestmark = pytest.mark.guest
 
-
-def test_sizes_and_attributes(guest: LinuxGuest) -> None:
-    assert guest.run("cat /sys/block/vdb/size") == str(LARGE_BYTES // 512)
-    assert guest.run("cat /sys/block/vdb/ro /sys/block/vdc/ro") == "1\n0"
-    assert guest.run("cat /sys/block/vdc/serial") == "scratch"
-    assert guest.run("cat /sys/block/vdc/queue/write_cache") == "write back"
+SIZE = 256 * MIB
+BUFFERED_SIZE = 64 * MIB
+TRANSFER_S = 300
 
 
-def test_a_read_only_disk_refuses_writes(guest: LinuxGuest) -> None:
-    before = guest.run("dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | md5sum")
-    guest.run("dd if=/dev/zero of=/dev/vdb bs=512 count=1 oflag=direct", fails=True)
-    assert guest.run("dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | md5sum") == before
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A full disk and an empty one."""
+    directory = tmp_path_factory.mktemp("disks")
+    source, target = make_disk(os.path.join(directory, "source.img"), SIZE), os.path.join(directory, "target.img")
+    with open(target, "wb") as file:
+        file.truncate(SIZE)
+    yield source, target
+    os.unlink(source)
+    os.unlink(target)
 
 
-def test_64_mib_through_the_page_cache(guest: LinuxGuest, disks: dict[str, str]) -> None:
-    count = SCRATCH_BYTES // MIB
-    guest.run(f"dd if=/dev/vdb of=/dev/vdc bs=1M count={count}", 300)
-    guest.run("sync", 300)
-    assert sha256(disks["vdc"], SCRATCH_BYTES) == sha256(disks["vdb"], SCRATCH_BYTES)
-    guest.run("echo 3 > /proc/sys/vm/drop_caches")
-    read = guest.run(f"dd if=/dev/vdc bs=1M count={count} of=/tmp/copy && sha256sum /tmp/copy; rm /tmp/copy", 300)
-    assert sha256(disks["vdb"], SCRATCH_BYTES) in read
+@pytest.fixture(scope="module")
+def guest(micro: Image, disks: tuple[str, str]) -> Iterator[LinuxGuest]:
+    """A guest with the full disk, read-only, as vda, and the empty one as vdb."""
+    source, target = disks
+    machine = LinuxGuest(
+        "-k", micro.kernel(), "-i", micro.initrd, "-m", "256M", "-a", "quiet root=",
+        "-d", f"{source},readonly", "-d", f"{target},serial=scratch",
+    )  # fmt: skip
+    try:
+        machine.wait_for_prompt()
+        yield machine
+    finally:
+        machine.close()
 
 
-def test_256_mib_past_the_page_cache(guest: LinuxGuest, disks: dict[str, str]) -> None:
-    guest.run("dd if=/dev/vdb of=/dev/vdc bs=1M iflag=direct oflag=direct", 300)
-    guest.run("sync", 300)
-    assert sha256(disks["vdc"]) == sha256(disks["vdb"])
+def test_size_and_attributes(guest: LinuxGuest) -> None:
+    assert guest.run("cat /sys/block/vda/size") == str(SIZE // 512)
+    assert guest.run("cat /sys/block/vda/ro /sys/block/vdb/ro") == "1\n0"
+    assert guest.run("cat /sys/block/vdb/serial") == "scratch"
+    assert guest.run("cat /sys/block/vdb/queue/write_cache") == "write back"
+
+
+def test_a_read_only_disk_refuses_writes(guest: LinuxGuest, disks: tuple[str, str]) -> None:
+    before = sha256(disks[0], MIB)
+    guest.run("dd if=/dev/zero of=/dev/vda bs=4k count=1", fails=True)
+    assert sha256(disks[0], MIB) == before
+
+
+def test_256_mib_past_the_page_cache(guest: LinuxGuest, disks: tuple[str, str]) -> None:
+    guest.run("dd if=/dev/vda of=/dev/vdb bs=1M iflag=direct oflag=direct", TRANSFER_S)
+    assert sha256(disks[1]) == sha256(disks[0])
+
+
+def test_64_mib_through_the_page_cache(guest: LinuxGuest, disks: tuple[str, str]) -> None:
+    count = BUFFERED_SIZE // MIB
+    guest.run(f"dd if=/dev/zero of=/dev/vdb bs=1M count={count} oflag=direct", TRANSFER_S)
+    guest.run(f"dd if=/dev/vda of=/dev/vdb bs=1M count={count} conv=fsync", TRANSFER_S)
+    assert sha256(disks[1], BUFFERED_SIZE) == sha256(disks[0], BUFFERED_SIZE)
+
+
+def test_the_guest_reads_what_the_host_has_written(guest: LinuxGuest, disks: tuple[str, str]) -> None:
+    read = guest.run("dd if=/dev/vda bs=1M count=16 skip=100 iflag=direct 2>/dev/null | sha256sum", TRANSFER_S)
+    with open(disks[0], "rb") as file:
+        file.seek(100 * MIB)
+        assert read.split()[0] == hashlib.sha256(file.read(16 * MIB)).hexdigest()

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.guest.conftest import MIB
-from tests.guest.linux import Image, LinuxGuest, make_disk, sha256
+from tests.guest.linux import MIB, Image, LinuxGuest, make_disk, sha256
 from tests.net.namespace import ip, links, network_namespace
 
 pytestmark = [pytest.mark.guest, pytest.mark.net]
