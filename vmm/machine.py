@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import os
-import select
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 from vmm import layout, outcome
-from vmm.backends import Backends
 from vmm.boot import acpi, cmdline
 from vmm.boot.kernel import load_initrd, load_kernel, plan_boot
 from vmm.boot.plan import BootPlan, Segment
@@ -27,13 +23,12 @@ from vmm.eventloop import EventLoop
 from vmm.host.terminal import Terminal
 from vmm.irq import EventFdIrqLine
 from vmm.kvm import abi, cpuid, irqfd, msrs
-from vmm.kvm.assist.probe import HostKind
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.memory import GuestMemory
 from vmm.outcome import Outcome
 from vmm.runner import VcpuRunner, is_dead_halt
-from vmm.trace import Tally, Trace
+from vmm.session import Session
 from vmm.virtio.blk import BlkDevice
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.rng import RngDevice
@@ -51,76 +46,6 @@ if TYPE_CHECKING:
 #: A panicking guest gets this long to print its last words.
 _PANIC_GRACE_S = 1.0
 _HALT_CHECK_MIN_S, _HALT_CHECK_MAX_S = 1.0, 60.0
-
-
-class Session:
-    """What outlives a reboot: the configuration, the back ends, what the host can do, and the statistics."""
-
-    def __init__(
-        self,
-        config: MachineConfig,
-        host: HostKind,
-        *,
-        say: Callable[[str], None],
-        trace: Trace,
-        cache_dir: str | None,
-    ) -> None:
-        self.config, self.host, self.say, self.cache_dir = config, host, say, cache_dir
-        self.exits: dict[str, int] = {}
-        self.devices, self.assists = Tally(), Tally()
-        self._trace = trace
-        self.backends = Backends(config, say)
-        self._alarm, self.wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        #: What a Linux is told on software KVM.
-        self.assist_options: tuple[str, ...] = ()
-        if not host.complete:
-            from vmm.kvm.assist.linux import OPTIONS
-
-            self.assist_options = OPTIONS
-        self._machine: Machine | None = None
-        self._stopped_by = ""
-
-    def trace(self, kind: str) -> Trace | None:
-        """The sink for *kind*, None if it is not traced."""
-        return self._trace if kind in self.config.trace else None
-
-    def run(self, machine: Machine) -> None:
-        """*machine* is the present one: `stop` is for it, and may have come before it."""
-        self._machine = machine
-        if self._stopped_by:
-            machine.stop(self._stopped_by)
-
-    def stop(self, by: str) -> None:
-        """End the present machine, or the next; any thread, or a signal handler."""
-        self._stopped_by = by
-        if self._machine is not None:
-            self._machine.stop(by)
-
-    def wake(self) -> None:
-        """Make `sleep` return; any thread, or a signal handler.
-
-        To be woken by every signal, whichever thread it reaches, give `wake_fd` to `signal.set_wakeup_fd`: Python runs
-        handlers in the main thread only, and a signal that a vCPU thread takes does not get it out of a lock.
-        """
-        try:  # noqa: SIM105  contextlib costs start-up time
-            os.write(self.wake_fd, b"\0")
-        except BlockingIOError:
-            pass  # so many alarms are pending already
-
-    def sleep(self, timeout_s: float | None) -> bool:
-        """Wait for `wake`, at most *timeout_s*; whether it came. The main thread's."""
-        poll = select.poll()
-        poll.register(self._alarm, select.POLLIN)
-        if not poll.poll(None if timeout_s is None else max(0, math.ceil(1000 * timeout_s))):
-            return False
-        os.read(self._alarm, 4096)
-        return True
-
-    def close(self) -> None:
-        """Close the back ends."""
-        self.backends.close()
-        os.close(self._alarm)
-        os.close(self.wake_fd)
 
 
 class Machine:
@@ -311,7 +236,7 @@ class Machine:
         self._io.start()
         self._undo.append(self._stop_io)
         self._loop.call_later(_HALT_CHECK_MIN_S, self._check_halt)
-        self._session.run(self)
+        self._session.on_stop(self.stop)
         for runner in self._runners:
             runner.start()
 

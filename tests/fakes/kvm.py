@@ -114,7 +114,8 @@ def fake_kvm(script: list[tuple[int, int]] | None = None) -> Iterator[FakeKvm]:
 def run_machine(kernel: str, host: Any, script: list[tuple[int, int]]) -> tuple[FakeKvm, Any, str]:
     """Run a whole machine on a fake KVM until its guest ends it; the counts, the outcome, the kernel command line."""
     from vmm.config import MachineConfig
-    from vmm.machine import Machine, Session
+    from vmm.machine import Machine
+    from vmm.session import Session
 
     config = MachineConfig(kernel=kernel, serial="null")
     session = Session(config, host, say=lambda _: None, trace=lambda _: None, cache_dir=None)

@@ -29,8 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(ROOMS, VALUES | MECHANISMS),
     "runner": VALUES | {"bus", "kvm", "memory"},
     "backends": VALUES | {"host"},
-    "machine": VALUES | MECHANISMS | ROOMS | {"backends", "runner"},
-    "cli": VALUES | {"machine"},
+    "session": VALUES | {"backends", "kvm"},
+    "machine": VALUES | MECHANISMS | ROOMS | {"runner", "session"},
+    "cli": VALUES | {"machine", "session"},
     "__main__": {"cli"},
 }
 

@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm.machine import Session
+    from vmm.session import Session
 
 EXIT_USAGE = 2
 EXIT_HOST = 125
@@ -177,7 +177,7 @@ def cache_directory() -> str:
 def _run(options: Options) -> int:
     config = _config(options)
     from vmm.kvm.assist.probe import host_kind
-    from vmm.machine import Session
+    from vmm.session import Session
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     cache_dir = cache_directory()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm.machine import Session
+    from vmm.session import Session
 
 
 def render(session: Session) -> str:

@@ -1,0 +1,87 @@
+"""What a run of pyvmm has beyond one machine: its back ends, its statistics, and the wish to stop."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+
+from vmm.backends import Backends
+from vmm.trace import Tally
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.config import MachineConfig
+    from vmm.kvm.assist.probe import HostKind
+    from vmm.trace import Trace
+
+
+class Session:
+    """What outlives a reboot: the configuration, the back ends, what the host can do, and the statistics."""
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        host: HostKind,
+        *,
+        say: Callable[[str], None],
+        trace: Trace,
+        cache_dir: str | None,
+    ) -> None:
+        self.config, self.host, self.say, self.cache_dir = config, host, say, cache_dir
+        self.exits: dict[str, int] = {}
+        self.devices, self.assists = Tally(), Tally()
+        self._trace = trace
+        self.backends = Backends(config, say)
+        self._alarm, self.wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        #: What a Linux is told on software KVM.
+        self.assist_options: tuple[str, ...] = ()
+        if not host.complete:
+            from vmm.kvm.assist.linux import OPTIONS
+
+            self.assist_options = OPTIONS
+        self._stop_machine: Callable[[str], None] = lambda _by: None
+        self._stopped_by = ""
+
+    def trace(self, kind: str) -> Trace | None:
+        """The sink for *kind*, None if it is not traced."""
+        return self._trace if kind in self.config.trace else None
+
+    def on_stop(self, stop_machine: Callable[[str], None]) -> None:
+        """Let `stop` call *stop_machine*, that of the present machine; at once if it has come before."""
+        self._stop_machine = stop_machine
+        if self._stopped_by:
+            stop_machine(self._stopped_by)
+
+    def stop(self, by: str) -> None:
+        """End the present machine, or the next; any thread, or a signal handler."""
+        self._stopped_by = by
+        self._stop_machine(by)
+
+    def wake(self) -> None:
+        """Make `sleep` return; any thread, or a signal handler.
+
+        To be woken by every signal, whichever thread it reaches, give `wake_fd` to `signal.set_wakeup_fd`: Python runs
+        handlers in the main thread only, and a signal that a vCPU thread takes does not get it out of a lock.
+        """
+        try:  # noqa: SIM105  contextlib costs start-up time
+            os.write(self.wake_fd, b"\0")
+        except BlockingIOError:
+            pass  # so many alarms are pending already
+
+    def sleep(self, timeout_s: float | None) -> bool:
+        """Wait for `wake`, at most *timeout_s*; whether it came. The main thread's."""
+        poll = select.poll()
+        poll.register(self._alarm, select.POLLIN)
+        if not poll.poll(None if timeout_s is None else max(0, math.ceil(1000 * timeout_s))):
+            return False
+        os.read(self._alarm, 4096)
+        return True
+
+    def close(self) -> None:
+        """Close the back ends."""
+        self.backends.close()
+        os.close(self._alarm)
+        os.close(self.wake_fd)
