@@ -1,0 +1,154 @@
+"""Configuration: what the texts of the command line mean, and what cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmm.config import (
+    CPUS_MAX,
+    MEMORY_MAX,
+    MEMORY_MIN,
+    DiskConfig,
+    MachineConfig,
+    NetConfig,
+    parse_disk,
+    parse_net,
+    parse_size,
+    parse_trace,
+)
+from vmm.errors import ConfigError
+from vmm.layout import VIRTIO_GSIS
+
+KIB, MIB, GIB, TIB = (1 << shift for shift in (10, 20, 30, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512", 512 * MIB),
+        ("16384K", 16384 * KIB),
+        ("512M", 512 * MIB),
+        ("512m", 512 * MIB),
+        ("512MB", 512 * MIB),
+        ("512MiB", 512 * MIB),
+        ("2G", 2 * GIB),
+        ("1T", TIB),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "1.5G", "-1M", "+1M", "1 G", "0x10M", "1P", "MM", "١M"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no size") as caught:
+        parse_size(text)
+    assert caught.value.where == "--memory"
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_size_or_a_config_error(text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        assert parse_size(text) >= 0
+
+
+# Disks.
+
+
+@pytest.mark.parametrize(
+    ("text", "disk"),
+    [
+        ("root.img", DiskConfig(path="root.img")),
+        ("root.img,readonly", DiskConfig(path="root.img", readonly=True)),
+        ("root.img,serial=a b,readonly", DiskConfig(path="root.img", readonly=True, serial="a b")),
+        ("a,,b.img", DiskConfig(path="a,b.img")),
+        ("a,,,readonly", DiskConfig(path="a,", readonly=True)),
+        ("a.img,serial=x=y", DiskConfig(path="a.img", serial="x=y")),
+        ("a.img,serial=x,,y", DiskConfig(path="a.img", serial="x,y")),
+    ],
+)
+def test_disks(text: str, disk: DiskConfig) -> None:
+    assert parse_disk(text) == disk
+
+
+@given(st.text(min_size=1, max_size=30).filter(lambda path: "\0" not in path))
+def test_any_path_can_be_written(path: str) -> None:
+    assert parse_disk(path.replace(",", ",,")) == DiskConfig(path=path)
+
+
+# Network cards.
+
+
+@pytest.mark.parametrize(
+    ("text", "net"),
+    [
+        ("bridge=br0", NetConfig(bridge="br0")),
+        ("tap=tap0,mtu=9000", NetConfig(tap="tap0", mtu=9000)),
+        ("bridge=br0,mac=52:54:00:00:00:01", NetConfig(bridge="br0", mac=bytes.fromhex("525400000001"))),
+    ],
+)
+def test_cards(text: str, net: NetConfig) -> None:
+    assert parse_net(text) == net
+
+
+@pytest.mark.parametrize("text", ["", "br0", "bridge", "bridge=", "bridge=a,tap=b", "tap=t,mtu=-1", "tap=t,mtu=65536"])
+def test_what_is_no_card(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_net(text)
+    assert caught.value.where == "--net"
+
+
+# Machines.
+
+
+def test_trace_kinds() -> None:
+    assert parse_trace("pio,mmio") == frozenset({"pio", "mmio"})
+    assert parse_trace("") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("field", "good"),
+    [
+        ("cpus", [1, CPUS_MAX]),
+        ("memory_bytes", [MEMORY_MIN, MEMORY_MAX, MEMORY_MIN + 4096]),
+        ("timeout_s", [None, 0.001, 1e9]),
+        ("serial", ["stdio", "null", "file:x", "file:a,b"]),
+        ("disks", [(DiskConfig(path="a"),) * (len(VIRTIO_GSIS) - 1)]),
+    ],
+)
+def test_what_can_be(field: str, good: list[Any]) -> None:
+    for value in good:
+        assert getattr(MachineConfig(kernel="k", **{field: value}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "where"),
+    [
+        ("cpus", [0, -1, CPUS_MAX + 1], "--cpus"),
+        ("memory_bytes", [0, MEMORY_MIN - 4096, MEMORY_MIN + 1, MEMORY_MAX + 4096], "--memory"),
+        ("timeout_s", [0.0, -1.0, float("nan"), float("inf")], "--timeout"),
+        ("serial", ["", "pty", "file:", "stdout"], "--serial"),
+        ("boot", ["", "uefi"], "--boot"),
+        ("trace", [frozenset({"pio", "irq"})], "--trace"),
+        ("disks", [(DiskConfig(path="a"),) * len(VIRTIO_GSIS)], "--disk, --net"),
+    ],
+)
+def test_what_cannot_be(field: str, bad: list[Any], where: str) -> None:
+    for value in bad:
+        with pytest.raises(ConfigError) as caught:
+            MachineConfig(kernel="k", **{field: value})
+        assert caught.value.where == where
+
+
+def test_a_configuration_is_frozen_and_comparable() -> None:
+    config = MachineConfig(kernel="k")
+    assert config == MachineConfig(kernel="k")
+    assert config != MachineConfig(kernel="other")
+    assert hash(config) == hash(MachineConfig(kernel="k"))
+    with pytest.raises(AttributeError):
+        config.cpus = 2  # type: ignore[misc]
