@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     class IrqLine(Protocol):
         """One edge-triggered interrupt input of the machine."""
 
+        #: The eventfd whose signals are the pulses, for those that cannot call `pulse`.
+        fd: int
+
         def pulse(self) -> None:
             """Raise the interrupt once. Any thread; never blocks."""
 

@@ -165,7 +165,8 @@ class Machine:
         self._mmio.attach(gpa, layout.VIRTIO_MMIO_SIZE, transport)
         for index, fd in enumerate(transport.kick_fds):
             irqfd.assign_ioeventfd(self._vm, fd, gpa + QUEUE_NOTIFY, 4, index)
-            self._loop.watch(fd, transport.kick_callback(index), transport.lock)
+            if not device.own_workers:
+                self._loop.watch(fd, transport.kick_callback(index), transport.lock)
         return gpa, layout.VIRTIO_MMIO_SIZE, gsi
 
     def _irq(self, gsi: int) -> EventFdIrqLine:

@@ -11,6 +11,7 @@ class CountingIrq:
 
     def __init__(self) -> None:
         self.pulses = 0
+        self.fd = -1
 
     def pulse(self) -> None:
         self.pulses += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
@@ -10,6 +12,7 @@ if TYPE_CHECKING:
     from vmm.memory import GuestMemory
     from vmm.trace import Tally, Trace
     from vmm.virtio.chain import DescriptorChain
+    from vmm.virtio.interrupts import Interrupts
     from vmm.virtio.queue import VirtQueue
 
 #: What one turn of `ActiveDevice.serve` may cost, in bytes moved: a device with a full ring lets others have a turn.
@@ -24,7 +27,18 @@ class ActiveDevice:
     Everything here is called under `lock`.
     """
 
-    __slots__ = ("_interrupt", "_rekick", "features", "guarded", "lock", "memory", "queues", "report", "tally", "trace")
+    __slots__ = (
+        "features",
+        "guarded",
+        "interrupts",
+        "kick_fds",
+        "lock",
+        "memory",
+        "queues",
+        "report",
+        "tally",
+        "trace",
+    )
 
     def __init__(
         self,
@@ -34,8 +48,8 @@ class ActiveDevice:
         queues: Sequence[VirtQueue | None],
         lock: threading.Lock,
         guarded: Callable[[Callable[[], None]], Callable[[], None]],
-        interrupt: Callable[[int], None],
-        rekick: Callable[[int], None],
+        interrupts: Interrupts,
+        kick_fds: Sequence[int],
         report: Callable[[str], None],
         tally: Tally,
         trace: Trace | None,
@@ -53,8 +67,10 @@ class ActiveDevice:
         self.report = report
         self.tally = tally
         self.trace = trace
-        self._interrupt = interrupt
-        self._rekick = rekick
+        #: How to interrupt the driver; `serve` and `publish` do it for queues.
+        self.interrupts = interrupts
+        #: The eventfd that the driver's kicks of each queue signal.
+        self.kick_fds = kick_fds
 
     def serve(self, index: int, handle: Callable[[ActiveDevice, DescriptorChain], int]) -> None:
         """Hand every buffer of queue *index* to *handle*, which returns how many bytes it wrote.
@@ -79,7 +95,7 @@ class ActiveDevice:
                     queue.push(chain.head, handle(self, chain))
                     credit -= REQUEST_BYTES + chain.readable_bytes + chain.writable_bytes
                 else:
-                    self._rekick(index)
+                    os.eventfd_write(self.kick_fds[index], 1)
                     return
                 if queue.want_kicks():
                     return
@@ -90,7 +106,7 @@ class ActiveDevice:
         """Let the driver see what was pushed to queue *index*, and interrupt it if it wants that."""
         queue = self.queues[index]
         if queue is not None and queue.publish():
-            self._interrupt(index)
+            self.interrupts.queue(index)
 
 
 class VirtioDevice:
@@ -102,6 +118,8 @@ class VirtioDevice:
     queue_sizes: tuple[int, ...]
     #: The device type's own feature bits; the transport adds those of the ring.
     features: int = 0
+    #: Whether workers of the device's own, from `activate` to `reset`, wait for the kicks: then nobody else does.
+    own_workers = False
 
     def __init__(self, name: str) -> None:
         #: What users, traces and counters call it.

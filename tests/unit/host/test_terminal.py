@@ -105,6 +105,8 @@ def test_the_terminal_is_put_right_however_the_process_ends(pty: tuple[int, int]
 import os, resource, signal, sys, termios, threading, time
 from vmm.host.terminal import RawMode
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)  # who runs the tests with nohup ignores them
 RawMode(0)
 assert not termios.tcgetattr(0)[3] & termios.ECHO
 print("raw")

@@ -6,18 +6,18 @@ from vmm.errors import GuestFault
 from vmm.virtio.device import ActiveDevice
 from vmm.virtio.queue import QueueConfig
 from vmm.virtio.report import Reporter
-from vmm.virtio.spec import Feature, Interrupt
+from vmm.virtio.spec import Feature
 from vmm.virtio.status import StatusMachine, Step, status_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from vmm.irq import IrqLine
     from vmm.memory import GuestMemory
     from vmm.trace import Tally, Trace
     from vmm.virtio.device import VirtioDevice
+    from vmm.virtio.interrupts import Interrupts
 
 _RING_FEATURES = Feature.VERSION_1 | Feature.INDIRECT_DESC | Feature.EVENT_IDX
 _U32 = 0xFFFF_FFFF
@@ -34,10 +34,10 @@ class TransportCore:
         self,
         device: VirtioDevice,
         memory: GuestMemory,
-        irq: IrqLine,
+        interrupts: Interrupts,
         lock: threading.Lock,
         *,
-        rekick: Callable[[int], None],
+        kick_fds: Sequence[int],
         on_fault: Callable[[str], None],
         trace: Trace | None,
         tally: Tally,
@@ -45,7 +45,8 @@ class TransportCore:
         self.device = device
         self.features = device.features | _RING_FEATURES
         self.queues = [QueueConfig(size) for size in device.queue_sizes]
-        self._memory, self._irq, self._lock, self._rekick = memory, irq, lock, rekick
+        self._memory, self._lock, self._kick_fds = memory, lock, kick_fds
+        self.interrupts = interrupts
         self._trace, self._tally = trace, tally
         self._report = Reporter(device.name, on_fault, tally)
         self._status = StatusMachine()
@@ -58,7 +59,7 @@ class TransportCore:
         """What the driver told us so far, back to its values at reset."""
         self.device_features_select = self.driver_features_select = self.queue_select = 0
         self.driver_features = 0
-        self.interrupt_status = 0
+        self.interrupts.reset()
         for queue in self.queues:
             queue.reset()
 
@@ -100,8 +101,8 @@ class TransportCore:
             queues=queues,
             lock=self._lock,
             guarded=lambda callback: lambda: self._contain(callback),
-            interrupt=self._interrupt_queue,
-            rekick=self._rekick,
+            interrupts=self.interrupts,
+            kick_fds=self._kick_fds,
             report=self._report,
             tally=self._tally,
             trace=self._trace,
@@ -122,7 +123,7 @@ class TransportCore:
             self._status.need_reset()
             self._report(f"{fault}; the device waits for a reset")
             if self._status.driver_ok:
-                self._interrupt(Interrupt.CONFIG_CHANGE)
+                self.interrupts.config()
 
     def _ignore(self, what: str) -> None:
         self._tally.count(f"{self.device.name}.ignored")
@@ -181,19 +182,6 @@ class TransportCore:
             self._ignore(f"kick of queue {index}")
             return
         self._contain(lambda: self.device.notify(active, index))
-
-    # Interrupts.
-
-    def _interrupt_queue(self, _index: int) -> None:
-        self._interrupt(Interrupt.USED_BUFFER)
-
-    def _interrupt(self, cause: int) -> None:
-        self.interrupt_status |= cause
-        self._irq.pulse()
-
-    def acknowledge_interrupt(self, causes: int) -> None:
-        """The driver has seen *causes*."""
-        self.interrupt_status &= ~causes
 
     def close(self) -> None:
         """Stop the device for good."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from vmm.regs import RegisterBlock, register, write_only
+from vmm.virtio.interrupts import LineInterrupts
 from vmm.virtio.transport.core import TransportCore
 
 TYPE_CHECKING = False
@@ -45,12 +46,13 @@ class MmioTransport(RegisterBlock):
         self.name = device.name
         self.device = device
         self.kick_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queue_sizes]
+        self._interrupts = LineInterrupts(irq)
         self.core = TransportCore(
             device,
             memory,
-            irq,
+            self._interrupts,
             self.lock,
-            rekick=lambda index: os.eventfd_write(self.kick_fds[index], 1),
+            kick_fds=self.kick_fds,
             on_fault=on_fault,
             trace=trace,
             tally=tally,
@@ -202,11 +204,11 @@ class MmioTransport(RegisterBlock):
 
     @register(0x060, "InterruptStatus")
     def interrupt_status(self) -> int:
-        return self.core.interrupt_status
+        return self._interrupts.status
 
     @write_only(0x064, "InterruptACK")
     def interrupt_ack(self, value: int) -> None:
-        self.core.acknowledge_interrupt(value)
+        self._interrupts.acknowledge(value)
 
     # Shared memory regions: none. A region that does not exist has a length and a base of -1.
 
