@@ -76,6 +76,12 @@ class FakeVcpu:
     def set_xsave(self, area: abi.kvm_xsave) -> None:
         self.xsave = area
 
+    def get_xcr0(self) -> int:
+        return 7
+
+    def xsave_component(self, bit: int) -> tuple[int, int]:
+        return (256, 576) if bit == 2 else (0, 0)
+
     def debug(self, control: int, breakpoint_address: int | None = None) -> None:
         self.breakpoint = "step" if control & abi.KVM_GUESTDBG_SINGLESTEP else breakpoint_address
         if breakpoint_address is not None:

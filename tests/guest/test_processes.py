@@ -16,10 +16,6 @@ pytestmark = pytest.mark.guest
 PAIRS = 8
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="on software KVM a guest under noxsave loses AVX state at a context switch; it takes an XSAVE assist",
-)
 def test_programs_that_start_together_both_run(guest: LinuxGuest) -> None:
     """On the same CPU, so that one has to make way for the other."""
     pair = "/bin/busybox sleep 0.1 | /bin/busybox sleep 0.1 || echo failed"

@@ -57,9 +57,9 @@ def test_every_instruction_gets_past_kvm(assisted: Assisted, name: str) -> None:
     guest.memory.write(USER, struct.pack("<I", 0x1F80))
     guest.vcpu.regs[abi.RAX] = USER
     start(guest, probe.SAMPLES[name] + REPORT)
-    undefined = EXCEPTION_PORT + 6  # a processor without it
+    undefined = EXCEPTION_PORT + 6  # a processor without it, or a guest that has not enabled it
     assert reported(assisted.run()) in (REPORT_PORT, undefined)
-    assert set(assisted.tally.counts) <= {name}
+    assert set(assisted.tally.counts) <= {name, "exception 6"}
 
 
 def test_an_instruction_across_two_pages(assisted: Assisted) -> None:

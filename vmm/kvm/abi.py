@@ -45,6 +45,7 @@ KVM_SET_GUEST_DEBUG = 0x4048AE9B
 KVM_GET_VCPU_EVENTS = 0x8040AE9F
 KVM_SET_VCPU_EVENTS = 0x4040AEA0
 KVM_GET_XSAVE = 0x9000AEA4
+KVM_GET_XCRS = 0x8188AEA6
 KVM_SET_XSAVE = 0x5000AEA5
 
 KVM_CAP_IRQCHIP = 0
@@ -343,6 +344,18 @@ class kvm_xsave(ctypes.Structure):
     ]
 
 
+class kvm_xcr(ctypes.Structure):
+    """One extended control register."""
+
+    _fields_ = [("xcr", c_uint32), ("reserved", c_uint32), ("value", c_uint64)]
+
+
+class kvm_xcrs(ctypes.Structure):
+    """XCR0 and, one day, others."""
+
+    _fields_ = [("nr_xcrs", c_uint32), ("flags", c_uint32), ("xcrs", kvm_xcr * 16), ("padding", c_uint64 * 16)]
+
+
 class kvm_run_header(ctypes.Structure):
     """The fixed start of `struct kvm_run`; the exit's union follows at `RUN_EXIT`."""
 
@@ -389,6 +402,7 @@ _SIZES: dict[type, int] = {
     kvm_enable_cap: 104,
     kvm_fpu: 416,
     kvm_xsave: 4096,
+    kvm_xcrs: 392,
     kvm_run_header: RUN_EXIT,
 }
 for _struct, _size in _SIZES.items():

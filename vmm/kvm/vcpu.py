@@ -54,6 +54,7 @@ class Vcpu:
         self._port_read, self._port_write = exits.PortRead(), exits.PortWrite()
         self._mmio_read, self._mmio_write = exits.MmioRead(), exits.MmioWrite()
         self._thread: int | None = None
+        self._cpuid = abi.kvm_cpuid2()
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -178,6 +179,7 @@ class Vcpu:
 
     def set_cpuid(self, table: abi.kvm_cpuid2) -> None:
         """What the guest's CPUID says (KVM api.rst 4.61)."""
+        self._cpuid = table
         ioctl("KVM_SET_CPUID2", self.fd, abi.KVM_SET_CPUID2, table)
 
     def get_msrs(self, indices: Iterable[int]) -> list[int]:
@@ -220,6 +222,22 @@ class Vcpu:
     def set_xsave(self, area: abi.kvm_xsave) -> None:
         """Load the components of *area* that its `xstate_bv` names."""
         ioctl("KVM_SET_XSAVE", self.fd, abi.KVM_SET_XSAVE, area)
+
+    def xsave_component(self, bit: int) -> tuple[int, int]:
+        """Size and offset, in bytes, of state component *bit* (from 2 on) in the standard format (CPUID leaf 0xD).
+
+        (0, 0) if there is none, or none that `get_xsave` could give.
+        """
+        for entry in self._cpuid.entries[: self._cpuid.nent]:
+            if entry.function == 0xD and entry.index == bit and entry.ebx + entry.eax <= ctypes.sizeof(abi.kvm_xsave):
+                return entry.eax, entry.ebx
+        return 0, 0
+
+    def get_xcr0(self) -> int:
+        """The state components that the guest has enabled (KVM api.rst, KVM_GET_XCRS)."""
+        registers = abi.kvm_xcrs()
+        ioctl("KVM_GET_XCRS", self.fd, abi.KVM_GET_XCRS, registers)
+        return int(registers.xcrs[0].value)
 
     def get_mp_state(self) -> int:
         """`KVM_MP_STATE_*`: whether the vCPU runs, halts, or waits for its SIPI."""

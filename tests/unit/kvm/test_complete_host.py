@@ -65,7 +65,10 @@ def test_a_software_host_has_it_all(kernel: str) -> None:
 
 @pytest.mark.parametrize(
     ("complete", "modules"),
-    [(True, {"probe"}), (False, {"probe", "linux", "vcpu", "instructions", "decode", "paging", "segments", "syscall"})],
+    [
+        (True, {"probe"}),
+        (False, {"probe", "linux", "vcpu", "instructions", "fpu", "decode", "paging", "segments", "syscall"}),
+    ],
 )
 def test_what_is_imported(kernel: str, *, complete: bool, modules: set[str]) -> None:
     script = (

@@ -1,9 +1,9 @@
 """The instructions that the emulator of software KVM lacks, done here one by one.
 
-To add one: a function under `@assists` with its encoding. It gets the `Cpu` and the decoded `Instruction`, changes
-registers or memory, and returns; RIP is moved past the instruction by the caller, before the function runs.
-All of them run at CPL 0: ring 3 code is native there. `LZCNT` and `TZCNT` cannot be here: KVM runs them as `BSR` and
-`BSF` without telling anybody.
+To add one: a function under `@assists` with its encoding, here or (x87, SSE, XSAVE) in `fpu.py`. It gets the `Cpu` and
+the decoded `Instruction`, changes registers or memory, and returns; RIP is moved past the instruction by the caller,
+before the function runs. All of them run at CPL 0: ring 3 code is native there. `LZCNT` and `TZCNT` cannot be here:
+KVM runs them as `BSR` and `BSF` without telling anybody.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from collections.abc import Callable
 from vmm.kvm import abi
 from vmm.kvm.assist import segments
 from vmm.kvm.assist.decode import GPR, MAP_0F, MAP_0F3A, MAP_0F38, MAP_PRIMARY, Instruction, Undecodable
-from vmm.kvm.assist.paging import VECTOR_GP, GuestException, read_linear, write_linear
+from vmm.kvm.assist.paging import VECTOR_GP, GuestException, read_linear
 from vmm.kvm.vcpu import Vcpu
 from vmm.memory import GuestMemory
 
 CF, PF, AF, ZF, SF, IF, OF, RF, AC = (1 << bit for bit in (0, 2, 4, 6, 7, 9, 11, 16, 18))
 _ARITHMETIC = CF | PF | AF | ZF | SF | OF
-_VECTOR_BP, _VECTOR_MF = 3, 16
+_VECTOR_BP = 3
 _SYSRET_FLAGS = 0x3C_7FD7
 _IA32_TSC, _TSC_AUX = 0x10, 0xC000_0103
 _CR4_PGE = 1 << 7
-_MXCSR_MASK = 0xFFBF  # of a processor that tells none (Intel SDM 1 §11.6.6)
-_XSTATE_SSE = 1 << 1
 
 
 class Cpu:
@@ -203,40 +201,6 @@ def _invpcid(cpu: Cpu, _: Instruction) -> None:
     cpu.vcpu.store_registers()
     cpu.sregs.cr4 ^= _CR4_PGE
     cpu.vcpu.mark_dirty(abi.KVM_SYNC_X86_SREGS)
-
-
-# -- x87 and SSE control ---------------------------------------------------------------------------------------------
-
-
-@assists("fwait", MAP_PRIMARY, 0x9B)
-def _fwait(cpu: Cpu, _: Instruction) -> None:
-    fpu = cpu.vcpu.get_fpu()
-    if fpu.fsw & ~fpu.fcw & 0x3F:
-        raise GuestException(_VECTOR_MF)
-
-
-@assists("fnclex", MAP_PRIMARY, 0xDB, modrm=0xE2)
-def _fnclex(cpu: Cpu, _: Instruction) -> None:
-    fpu = cpu.vcpu.get_fpu()
-    fpu.fsw &= 0x7F00
-    cpu.vcpu.set_fpu(fpu)
-
-
-@assists("ldmxcsr", MAP_0F, 0xAE, prefix=0, reg=2)
-def _ldmxcsr(cpu: Cpu, ins: Instruction) -> None:
-    value = int.from_bytes(read_linear(cpu.memory, cpu.sregs, cpu.linear(ins), 4), "little")
-    area = cpu.vcpu.get_xsave()
-    if value & ~(area.mxcsr_mask or _MXCSR_MASK):
-        raise GuestException(VECTOR_GP, 0)
-    area.mxcsr = value
-    area.xstate_bv |= _XSTATE_SSE
-    cpu.vcpu.set_xsave(area)
-
-
-@assists("stmxcsr", MAP_0F, 0xAE, prefix=0, reg=3)
-def _stmxcsr(cpu: Cpu, ins: Instruction) -> None:
-    mxcsr: int = cpu.vcpu.get_xsave().mxcsr
-    write_linear(cpu.memory, cpu.sregs, cpu.linear(ins), mxcsr.to_bytes(4, "little"))
 
 
 # -- segments --------------------------------------------------------------------------------------------------------

@@ -33,6 +33,9 @@ SAMPLES = {
     "fnclex": b"\xdb\xe2",
     "ldmxcsr": b"\x0f\xae\x10",  # ldmxcsr [rax]
     "stmxcsr": b"\x0f\xae\x18",  # stmxcsr [rax]
+    "xgetbv": b"\x0f\x01\xd0",
+    "xsave": b"\x0f\xae\x20",  # xsave [rax]
+    "xrstor": b"\x0f\xae\x28",  # xrstor [rax]
     "lsl": b"\x0f\x03\xc9",  # lsl ecx, ecx
     "lar": b"\x0f\x02\xc9",  # lar ecx, ecx
     "verr": b"\x0f\x00\xe1",  # verr cx

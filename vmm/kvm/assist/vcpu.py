@@ -6,6 +6,7 @@ from time import perf_counter
 
 from vmm.errors import GuestMemoryError
 from vmm.kvm import abi, msrs
+from vmm.kvm.assist import fpu as _fpu  # noqa: F401  its rows join the table
 from vmm.kvm.assist.decode import Instruction, Undecodable
 from vmm.kvm.assist.instructions import Cpu, find
 from vmm.kvm.assist.paging import GuestException, read_code
