@@ -7,8 +7,8 @@ user is told of all of them; one that the user gives again wins.
 from __future__ import annotations
 
 #: Features whose instructions software KVM lacks in ring 0, or does wrong, or slowly (`rep movsb`), and their numbers
-#: (arch/x86/include/asm/cpufeatures.h), which every kernel takes; none reads more than 127 characters. Not XSAVE and AVX
-#: themselves: the kernel must save all that ring 3 can use, and that is what the host has.
+#: (arch/x86/include/asm/cpufeatures.h), which every kernel takes; none reads more than 127 characters. XSAVE and AVX
+#: stay: the kernel must save all that ring 3 can use, and that is what the host has.
 HIDDEN_FEATURES = {
     "pclmulqdq": 4 * 32 + 1,
     "ssse3": 4 * 32 + 9,
