@@ -1,4 +1,4 @@
-"""Debian's own kernel, as Debian ships it, boots to a shell with its disk and its network."""
+"""Debian's own kernel, as Debian ships it, boots to a shell with its disk, its network and its keyboard."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ pytestmark = [pytest.mark.guest, pytest.mark.net, pytest.mark.slow]
 BOOT_S = 600
 
 
-def test_debians_kernel_boots_with_disk_and_network(debian: Image, start: Start, tmp_path: os.PathLike[str]) -> None:
+def test_debians_kernel_boots_with_disk_network_and_keyboard(debian: Image, start: Start, tmp_path: os.PathLike[str]) -> None:
     root = debian.copy_root(os.path.join(tmp_path, "root.img"))
     with network_namespace():
         ip("link add br0 type bridge")
         ip("address add 10.0.0.1/24 dev br0")
         ip("link set br0 up")
         guest = start(
-            "-k", debian.kernel(), "-i", debian.initrd, "-d", root, "-n", "bridge=br0", "-m", "512M", "-a", "quiet"
-        )
+            "-k", debian.kernel(), "-i", debian.initrd, "-d", root, "-n", "bridge=br0", "-m", "512M", "-a", "quiet",
+            "--no-reboot",
+        )  # fmt: skip
         guest.wait_for_prompt(BOOT_S)
         assert guest.run("uname -r") == debian.manifest["kernel_release"]
         guest.run("echo from Debian > /root/note; sync")
         guest.run("ip address add 10.0.0.2/24 dev eth0; ip link set eth0 up")
         assert "3 packets received" in guest.run("ping -c 3 10.0.0.1")
-        assert guest.power_off() == 0
+        guest.type("\x01d")  # Ctrl-Alt-Del
+        assert guest.finish() == 122
     assert file_on_disk(root, "/root/note") == b"from Debian\n"
     assert file_system_is_clean(root)

@@ -35,13 +35,6 @@ def test_reboot_ends_with_122_where_none_is_wanted(booting: LinuxGuest) -> None:
     assert "pyvmm: the guest rebooted" in booting.transcript
 
 
-@pytest.mark.parametrize("booting", [("--no-reboot",)], indirect=True)
-def test_ctrl_alt_del_reboots(booting: LinuxGuest) -> None:
-    booting.wait_for_prompt()
-    booting.type("\x01d")
-    assert booting.finish() == 122
-
-
 def test_a_panic_ends_with_120_and_its_message(booting: LinuxGuest) -> None:
     booting.wait_for_prompt()
     booting.console.sendline("echo c > /proc/sysrq-trigger")
