@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.net, pytest.mark.slow]
 BOOT_S = 600
 
 
-def test_debians_kernel_boots_with_disk_network_and_keyboard(debian: Image, start: Start, tmp_path: os.PathLike[str]) -> None:
+def test_debians_kernel_boots_to_a_shell(debian: Image, start: Start, tmp_path: os.PathLike[str]) -> None:
     root = debian.copy_root(os.path.join(tmp_path, "root.img"))
     with network_namespace():
         ip("link add br0 type bridge")
