@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from bench import qemu, report, tiny
+from bench import guests, pyvmm, qemu
+from bench.command import Bench, in_turn, say
 from bench.errors import BenchError
 from bench.report import Row
-from bench.running import REPOSITORY, Running, pyvmm_command
+from bench.running import Running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,23 +35,11 @@ RUNS = {"start": 20, "pss": 10, "pio": 10, "ring0": 10, "micro": 10, "getppid": 
 # -- a tiny guest, beside the peer -----------------------------------------------------------------------------------
 
 
-def _pyvmm_tiny(kernel: str) -> list[str]:
-    return [pyvmm_command(), "--boot", "pvh", "--memory", f"{MEMORY_MIB}M", "--kernel", kernel]
-
-
 def _side_by_side(
     name: str, runs: int, kernel: str, measure: Callable[[Sequence[str]], float]
 ) -> tuple[list[float], list[float]]:
-    """*measure* for pyvmm and QEMU in turn, *runs* times each, after one uncounted turn that fills the caches."""
-    commands = [_pyvmm_tiny(kernel), qemu.command(kernel, MEMORY_MIB)]
-    samples: tuple[list[float], list[float]] = ([], [])
-    for turn in range(runs + 1):
-        _say(f"{name}: {turn} of {runs}")
-        for command, numbers in zip(commands, samples, strict=True):
-            number = measure(command)
-            if turn:
-                numbers.append(number)
-    return samples
+    own, peer = in_turn(name, runs, [pyvmm.command(kernel, MEMORY_MIB), qemu.command(kernel, MEMORY_MIB)], measure)
+    return own, peer
 
 
 def _start_ms(command: Sequence[str]) -> float:
@@ -83,38 +69,38 @@ def _ring0_ns(command: Sequence[str]) -> float:
     return _work_s(command) / RING0_INSTRUCTIONS * 1e9
 
 
-def _start(runs: int) -> Row:
-    pyvmm, peer = _side_by_side("start", runs, tiny.build(), _start_ms)
+def _start(runs: int) -> list[Row]:
+    own, peer = _side_by_side("start", runs, guests.tiny(), _start_ms)
     clock = "from just before the process is spawned until the guest's first serial byte is read from its stdout"
-    return Row("process start to first serial byte", "ms", clock, 1.2, pyvmm, qemu.version(), peer)
+    return [Row("process start to first serial byte", "ms", clock, 1.2, own, qemu.version(), peer)]
 
 
-def _pss(runs: int) -> Row:
-    pyvmm, peer = _side_by_side("pss", runs, tiny.build(), _pss_mib)
+def _pss(runs: int) -> list[Row]:
+    own, peer = _side_by_side("pss", runs, guests.tiny(), _pss_mib)
     clock = (
         f"PSS of the process {_IDLE_S:g} s after the first serial byte, the guest idle in HLT; {MEMORY_MIB} MiB of "
         "guest RAM on both sides, of which what was touched is included"
     )
-    return Row("PSS, guest idle", "MiB", clock, 0.8, pyvmm, qemu.version(), peer)
+    return [Row("PSS, guest idle", "MiB", clock, 0.8, own, qemu.version(), peer)]
 
 
-def _pio(runs: int) -> Row:
-    pyvmm, peer = _side_by_side("pio", runs, tiny.build(f"READS={PIO_READS}"), _pio_us)
+def _pio(runs: int) -> list[Row]:
+    own, peer = _side_by_side("pio", runs, guests.tiny(f"READS={PIO_READS}"), _pio_us)
     clock = (
         f"from the byte before to the byte after {PIO_READS} reads of the UART's scratch register (port 0x3ff) in the "
         "guest, as they are read from stdout, divided by the reads"
     )
-    return Row("PIO round trip", "us", clock, 1.1, pyvmm, qemu.version(), peer)
+    return [Row("PIO round trip", "us", clock, 1.1, own, qemu.version(), peer)]
 
 
-def _ring0(runs: int) -> Row:
-    kernel = tiny.build(f"LOOPS={RING0_INSTRUCTIONS // 2}")
-    pyvmm, peer = _side_by_side("ring0", runs, kernel, _ring0_ns)
+def _ring0(runs: int) -> list[Row]:
+    kernel = guests.tiny(f"LOOPS={RING0_INSTRUCTIONS // 2}")
+    own, peer = _side_by_side("ring0", runs, kernel, _ring0_ns)
     clock = (
         f"from the byte before to the byte after a loop of {RING0_INSTRUCTIONS} instructions (DEC, JNZ) in ring 0, "
         "divided by them: what the host's KVM gives any VMM, and what every boot of a Linux below is made of"
     )
-    return Row("an instruction in ring 0", "ns", clock, 1.1, pyvmm, qemu.version(), peer)
+    return [Row("an instruction in ring 0", "ns", clock, 1.1, own, qemu.version(), peer)]
 
 
 # -- real kernels to a shell -----------------------------------------------------------------------------------------
@@ -124,7 +110,7 @@ class _Image:
     """An image of `images/NAME/build`, built if need be."""
 
     def __init__(self, name: str) -> None:
-        recipe = os.path.join(REPOSITORY, "images", name, "build")
+        recipe = os.path.join(pyvmm.REPOSITORY, "images", name, "build")
         done = subprocess.run([recipe], stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise BenchError(f"images/{name}/build failed")
@@ -137,7 +123,7 @@ class _Image:
         manifest, directory = self._manifest, self.directory
         initrd = ["--initrd", os.path.join(directory, manifest["initrd"])] if manifest["name"] == "debian" else []
         return [
-            pyvmm_command(),
+            pyvmm.path(),
             "--kernel", os.path.join(directory, manifest["kernel"][0]),
             *initrd,
             "--append", manifest["append"],
@@ -151,7 +137,7 @@ class _Image:
         with tempfile.TemporaryDirectory(prefix="pyvmm-bench-") as scratch:
             root = os.path.join(scratch, "root.img")
             for turn in range(runs):
-                _say(f"{name}: {turn} of {runs}")
+                say(f"{name}: {turn} of {runs}")
                 subprocess.run(
                     ["cp", "--sparse=always", os.path.join(self.directory, self._manifest["root"]), root], check=True
                 )
@@ -166,14 +152,14 @@ class _Image:
 _SHELL_CLOCK = "from just before the process is spawned until the shell's prompt is read from its stdout; 1 CPU, {} MiB"
 
 
-def _micro(runs: int) -> Row:
+def _micro(runs: int) -> list[Row]:
     samples = _Image("micro").boots("micro", runs, lambda _, seconds: seconds)
-    return Row("micro kernel to shell prompt", "s", _SHELL_CLOCK.format(MEMORY_MIB), 12, samples)
+    return [Row("micro kernel to shell prompt", "s", _SHELL_CLOCK.format(MEMORY_MIB), 12, samples)]
 
 
-def _debian(runs: int) -> Row:
+def _debian(runs: int) -> list[Row]:
     samples = _Image("debian").boots("debian", runs, lambda _, seconds: seconds)
-    return Row("Debian's stock kernel to shell prompt", "s", _SHELL_CLOCK.format(DEBIAN_MEMORY_MIB), 240, samples)
+    return [Row("Debian's stock kernel to shell prompt", "s", _SHELL_CLOCK.format(DEBIAN_MEMORY_MIB), 240, samples)]
 
 
 def _syscalls(name: str, group: int, runs: int) -> list[float]:
@@ -184,17 +170,17 @@ def _syscalls(name: str, group: int, runs: int) -> list[float]:
     return _Image("micro").boots(name, runs, bench)
 
 
-def _getppid(runs: int) -> Row:
+def _getppid(runs: int) -> list[Row]:
     clock = "1000 calls in the micro image's bench-syscalls by the guest's CLOCK_MONOTONIC, one boot a run"
-    return Row("getppid in the guest", "us", clock, 150, _syscalls("getppid", 1, runs))
+    return [Row("getppid in the guest", "us", clock, 150, _syscalls("getppid", 1, runs))]
 
 
-def _touch(runs: int) -> Row:
+def _touch(runs: int) -> list[Row]:
     clock = "the first write to each of 256 anonymous pages, likewise"
-    return Row("touching a fresh anonymous page", "us", clock, 500, _syscalls("touch", 2, runs))
+    return [Row("touching a fresh anonymous page", "us", clock, 500, _syscalls("touch", 2, runs))]
 
 
-ROWS: dict[str, Callable[[int], Row]] = {
+ROWS: dict[str, Callable[[int], list[Row]]] = {
     "start": _start,
     "pss": _pss,
     "pio": _pio,
@@ -206,41 +192,6 @@ ROWS: dict[str, Callable[[int], Row]] = {
 }
 
 
-# -- the command -----------------------------------------------------------------------------------------------------
-
-
-def select(names: str) -> list[str]:
-    """The rows named in *names*, comma-separated; all if it is empty. Raises `BenchError` for an unknown one."""
-    chosen = [name for name in names.split(",") if name] or list(ROWS)
-    unknown = [name for name in chosen if name not in ROWS]
-    if unknown:
-        raise BenchError(f"there is no row {', '.join(unknown)}", fix=f"--only takes {', '.join(ROWS)}")
-    return chosen
-
-
 def main() -> int:
-    """The whole of `bench/boot`; 0 if everything could be measured, whatever the figures."""
-    parser = argparse.ArgumentParser(prog="bench/boot", description=__doc__)
-    parser.add_argument("--only", default="", metavar="ROW[,…]", help=f"measure just these of {', '.join(ROWS)}")
-    runs_help = ", ".join(f"{name} {runs}" for name, runs in RUNS.items())
-    parser.add_argument("--runs", type=int, metavar="N", help=f"runs of each row ({runs_help}: it takes minutes each)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well")
-    arguments = parser.parse_args()
-    if arguments.runs is not None and arguments.runs < 1:
-        parser.error("--runs must be at least 1")
-    try:
-        chosen = select(arguments.only)
-        rows = [ROWS[name](arguments.runs or RUNS[name]) for name in chosen]
-    except BenchError as error:
-        print(f"bench/boot: {error}", file=sys.stderr)
-        return 1
-    print(report.table(rows))
-    if shutil.which("qemu-system-x86_64"):
-        print(f"peer: {qemu.version()}, {' '.join(qemu.FLAGS)}")
-    if arguments.json:
-        report.write_json(arguments.json, "boot", rows)
-    return 0
-
-
-def _say(text: str) -> None:
-    print(f"bench/boot: {text}", file=sys.stderr)
+    """The whole of `bench/boot`."""
+    return Bench("boot", __doc__ or "", ROWS, RUNS).main()

@@ -15,7 +15,8 @@ from typing import Any
 class Row:
     """One measure. *pyvmm* and *peer* are a number per run; *target* is a ratio to the peer or, without one, absolute.
 
-    *clock* says when the clock starts and stops, or what else is counted.
+    It is the most that will do, or where *more_is_better* the least. *clock* says when the clock starts and stops, or
+    what else is counted.
     """
 
     measure: str
@@ -25,6 +26,7 @@ class Row:
     pyvmm: list[float]
     peer_name: str | None = None
     peer: list[float] | None = None
+    more_is_better: bool = False
 
     @property
     def ratio(self) -> float | None:
@@ -35,7 +37,7 @@ class Row:
     def met(self) -> bool:
         """Whether the target is reached."""
         value = statistics.median(self.pyvmm) if self.ratio is None else self.ratio
-        return value <= self.target
+        return value >= self.target if self.more_is_better else value <= self.target
 
     def as_json(self) -> dict[str, Any]:
         """The row in the form that all benches share."""
@@ -68,7 +70,7 @@ def table(rows: list[Row]) -> str:
             _spread(row.pyvmm),
             _spread(row.peer) if row.peer else "-",
             "-" if row.ratio is None else f"{row.ratio:.2f}",
-            f"<= {row.target:g}" + ("" if row.ratio is None else " x"),
+            f"{'>=' if row.more_is_better else '<='} {row.target:g}" + ("" if row.ratio is None else " x"),
             "yes" if row.met else "NO",
         )
         for row in rows
@@ -81,7 +83,9 @@ def table(rows: list[Row]) -> str:
 
 
 def _spread(samples: list[float]) -> str:
-    return f"{statistics.median(samples):.2f} ({min(samples):.2f} … {max(samples):.2f})"
+    digits = 0 if min(samples) >= 1000 else 2
+    median, least, most = (f"{value:.{digits}f}" for value in (statistics.median(samples), min(samples), max(samples)))
+    return f"{median} ({least} … {most})"
 
 
 def write_json(path: str, bench: str, rows: list[Row]) -> None:

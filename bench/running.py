@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import select
-import shutil
 import subprocess
 import tempfile
 import time
@@ -14,19 +13,10 @@ from typing import TYPE_CHECKING, Self
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STOP_S = 10.0
-
-
-def pyvmm_command() -> str:
-    """The `pyvmm` of this checkout's virtual environment, or the one on the PATH."""
-    own = os.path.join(REPOSITORY, ".venv", "bin", "pyvmm")
-    path = own if os.access(own, os.X_OK) else shutil.which("pyvmm")
-    if path is None:
-        raise BenchError("there is no pyvmm to measure", fix="make the virtual environment: ci/demo, or pip install .")
-    return path
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Running:
@@ -89,8 +79,56 @@ class Running:
                     return int(line.split()[1]) / 1024
         raise BenchError("the kernel does not tell the PSS")
 
+    def cpu_s(self) -> float:
+        """The CPU time that everything but the guest has used so far: of the threads that run no guest all (kernel
+        workers are such threads too), of those that do what they spent in the kernel, to 10 ms."""
+        total = 0.0
+        for task in self._tasks():
+            stat, schedstat = _read(f"{task}/stat").rpartition(")")[2].split(), _read(f"{task}/schedstat").split()
+            if not (stat and schedstat):  # the thread has just ended
+                continue
+            system, guest = int(stat[12]), int(stat[40])  # fields 15 and 43 of proc(5)
+            total += system / _TICKS_PER_S if guest else int(schedstat[0]) / 1e9
+        return total
+
+    def set_guest_apart(self) -> None:
+        """Keep the threads that run the guest on the first CPU and all others on the rest, if there are two: else the
+        scheduler at times leaves a polling guest and the thread it waits for on one, and another one idle."""
+        first, *rest = sorted(os.sched_getaffinity(0))
+        if rest:
+            for task in self._tasks():
+                is_guest = int(_read(f"{task}/stat").rpartition(")")[2].split()[40])
+                os.sched_setaffinity(int(os.path.basename(task)), [first] if is_guest else rest)
+
+    def wakeups(self) -> int:
+        """How often a thread of the process has gone to sleep by itself so far, so was woken."""
+        pattern = re.compile(r"^voluntary_ctxt_switches:\s*(\d+)", re.MULTILINE)
+        found = (pattern.search(_read(f"{task}/status")) for task in self._tasks())
+        return sum(int(match[1]) for match in found if match)
+
+    def received_by_host(self, device: str) -> tuple[int, int]:
+        """Frames and bytes the network device *device* of the process's namespace has received so far."""
+        for line in _read(f"/proc/{self._process.pid}/net/dev").splitlines():
+            name, _, figures = line.partition(":")
+            if name.strip() == device:
+                return int(figures.split()[1]), int(figures.split()[0])
+        raise BenchError(f"there is no network device {device}")
+
+    def _tasks(self) -> Iterator[str]:
+        directory = f"/proc/{self._process.pid}/task"
+        return (f"{directory}/{task}" for task in os.listdir(directory))
+
     def _failure(self, what: str) -> BenchError:
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip()
         printed = self.output[-2000:].decode(errors="replace").strip()
         return BenchError(f"{' '.join(self._command)} {what}\n{said}\n{printed}".rstrip())
+
+
+def _read(path: str) -> str:
+    """What is in *path*, a file of /proc; nothing if its thread has just ended."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -28,13 +28,16 @@ install_packages() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
 
+# To build the native engine.
+native_packages() { echo gcc libc6-dev python3-dev liburing-dev; }
+
 image_packages() { grep -v '^#' images/packages.txt; }
 
 # Make .venv/ with pyvmm in it; *$1* names extras, such as "[test]".
 make_venv() {
     local python=/usr/bin/python3 stamp
     [ -x "$python" ] || python=python3
-    stamp=$(cat pyproject.toml vmm/__init__.py - <<<"$1" | sha256sum | cut -d' ' -f1)
+    stamp=$(cat pyproject.toml setup.py vmm/__init__.py vmm/native/{build.py,*.[ch]} - <<<"$1" | sha256sum | cut -d' ' -f1)
     if [ "$(cat .venv/pyvmm-stamp 2>/dev/null)" != "$stamp" ]; then
         say "making .venv/ with pyvmm and its Python packages"
         [ -x .venv/bin/pip ] || "$python" -m venv .venv

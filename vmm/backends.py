@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Backends:
-    """Disks, taps and the serial console of *config*, all open or none.
+    """Disks, taps and the consoles of *config*, all open or none.
 
     Raises:
         ConfigError, HostError: one of them cannot be opened; the others are closed again.
@@ -25,38 +25,54 @@ class Backends:
     def __init__(self, config: MachineConfig, say: Callable[[str], None]) -> None:
         self.disks: list[RawDisk] = []
         self.nets: list[tuple[Tap, bytes]] = []
-        self._writer: HostWriter | None = None
+        self._writers: list[HostWriter] = []
         self._log: int | None = None
         try:
             for disk in config.disks:
-                self.disks.append(RawDisk(disk.path, readonly=disk.readonly, serial=disk.serial))
+                self.disks.append(
+                    RawDisk(
+                        disk.path,
+                        readonly=disk.readonly,
+                        serial=disk.serial,
+                        cache=disk.cache,
+                        discard=disk.discard,
+                    )
+                )
             for index, net in enumerate(config.nets):
                 tap = _open_net(net)
                 self.nets.append((tap, net.mac or default_mac(f"{os.uname().nodename}:{tap.name}:{index}")))
-            self.console = self._open_console(config.serial, say)
+            self._open_consoles(config, say)
         except BaseException:
             self.close()
             raise
-        self.interactive = config.serial == "stdio"
 
-    def _open_console(self, serial: str, say: Callable[[str], None]) -> Console:
-        if serial == "stdio":
-            self._writer = HostWriter(1, "stdout", lambda error: say(str(error)))
-        elif serial != "null":
-            path = serial.removeprefix("file:")
+    def _open_consoles(self, config: MachineConfig, say: Callable[[str], None]) -> None:
+        """Open the serial port's output, and the terminal's: the same, unless the guest has a console for that."""
+        stdio = serial = None
+        self.interactive = config.serial == "stdio" or config.console == "virtio"
+        if self.interactive:
+            stdio = self._open_writer(1, "stdout", say)
+        if config.serial.startswith("file:"):
+            path = config.serial.removeprefix("file:")
             self._log = open_log(path)
-            self._writer = HostWriter(self._log, path, lambda error: say(str(error)))
-        return Console(self._writer)
+            serial = self._open_writer(self._log, path, say)
+        self.serial = self.console = Console(stdio if config.serial == "stdio" else serial)
+        if config.console == "virtio":
+            self.console = Console(stdio, tail=self.serial.tail)
+
+    def _open_writer(self, fd: int, where: str, say: Callable[[str], None]) -> HostWriter:
+        self._writers.append(HostWriter(fd, where, lambda error: say(str(error))))
+        return self._writers[-1]
 
     def on_output_drained(self, callback: Callable[[], None]) -> None:
-        """Call *callback*, in another thread, when the console takes output again after it refused some."""
-        if self._writer is not None:
-            self._writer.drained = callback
+        """Call *callback*, in another thread, when a console takes output again after it refused some."""
+        for writer in self._writers:
+            writer.drained = callback
 
     def close(self) -> None:
         """Write out what waits, and close everything; a tap of ours goes away."""
-        if self._writer is not None:
-            self._writer.close()
+        for writer in self._writers:
+            writer.close()
         if self._log is not None:
             os.close(self._log)
         for tap, _ in self.nets:
@@ -69,7 +85,7 @@ def _open_net(net: NetConfig) -> Tap:
     if net.tap:
         from vmm.host.tap import open_tap
 
-        return open_tap(net.tap, net.mtu)
+        return open_tap(net.tap, net.mtu, net.queues)
     from vmm.host.net.bridge import create_bridge_tap
 
-    return create_bridge_tap(net.bridge, net.mtu)
+    return create_bridge_tap(net.bridge, net.mtu, net.queues)

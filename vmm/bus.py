@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from bisect import bisect_right
 
 from vmm.trace import Tally, Trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import threading
+    from collections.abc import Callable
     from typing import Protocol
+
+    from vmm.regs import PlainRegister
 
     class Device(Protocol):
         """What a bus talks to. Offsets, not addresses; the bus holds `lock` during each call."""
@@ -35,7 +38,8 @@ ALL_ONES = tuple((1 << 8 * size) - 1 for size in range(9))
 class Bus:
     """Maps disjoint address ranges to devices.
 
-    The table is replaced, never changed, so a look-up takes no lock; `attach` and `detach` are the main thread's.
+    The table is replaced, never changed, so a look-up takes no lock. Any thread; a device may be asked once more by
+    another thread just after it was detached.
     Reads that nobody claims give all ones, writes vanish; both are counted in `tally` under ``unclaimed``.
     """
 
@@ -43,6 +47,9 @@ class Bus:
         self.name = name
         self.tally = tally or Tally()
         self.trace = trace
+        self._changing = threading.Lock()
+        #: Called after a device came or went.
+        self.changed: Callable[[], None] = lambda: None
         self._table: tuple[list[int], list[tuple[int, int, Device]]] = ([], [])
 
     def attach(self, base: int, size: int, device: Device) -> None:
@@ -53,16 +60,27 @@ class Bus:
         """
         if size <= 0:
             raise ValueError(f"{self.name}: {device.name} at {base:#x} has no size")
-        entries = sorted([*self._table[1], (base, base + size, device)], key=lambda entry: entry[0])
-        for (_, end, left), (start, _, right) in itertools.pairwise(entries):
-            if start < end:
-                raise ValueError(f"{self.name}: {left.name} and {right.name} overlap at {start:#x}")
-        self._table = ([entry[0] for entry in entries], entries)
+        with self._changing:
+            entries = sorted([*self._table[1], (base, base + size, device)], key=lambda entry: entry[0])
+            for (_, end, left), (start, _, right) in itertools.pairwise(entries):
+                if start < end:
+                    raise ValueError(f"{self.name}: {left.name} and {right.name} overlap at {start:#x}")
+            self._table = ([entry[0] for entry in entries], entries)
+        self.changed()
 
     def detach(self, device: Device) -> None:
         """Take *device* off the bus, wherever it was attached."""
-        entries = [entry for entry in self._table[1] if entry[2] is not device]
-        self._table = ([entry[0] for entry in entries], entries)
+        with self._changing:
+            entries = [entry for entry in self._table[1] if entry[2] is not device]
+            self._table = ([entry[0] for entry in entries], entries)
+        self.changed()
+
+    def plain_registers(self) -> list[tuple[int, PlainRegister]]:
+        """The registers that the devices on the bus name as their `plain`, by address, ascending."""
+        plain: list[tuple[int, PlainRegister]] = [
+            (base + p.offset, p) for base, _, device in self._table[1] for p in getattr(device, "plain", ())
+        ]
+        return sorted(plain, key=lambda entry: entry[0])
 
     def find(self, address: int, size: int = 1) -> tuple[Device, int] | None:
         """The device that holds all of [*address*, *address* + *size*), and the offset into it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm.errors import ConfigError
-from vmm.layout import PAGE, VIRTIO_GSIS
+from vmm.layout import PAGE, PCI_SLOTS, VIRTIO_GSIS
 from vmm.mac import parse_mac
 from vmm.trace import TRACE_KINDS
 
@@ -21,9 +21,17 @@ MIB = 1 << 20
 MEMORY_MIN, MEMORY_MAX = 16 * MIB, 4 << 40  # KVM takes less than 8 TiB in one piece
 MEMORY_DEFAULT = 256 * MIB
 CPUS_MAX = 64
+TRANSPORTS = ("mmio", "pci")
+ENGINES = ("native", "python")
+CONSOLES = ("serial", "virtio")
+CACHE_MODES = ("writeback", "none", "unsafe")
+WRITE_ERRORS = ("report", "stop")
+DISK_QUEUES_MAX = 16
 BOOT_PROTOCOLS = ("auto", "bzimage", "elf", "pvh")
 _MTU_MIN, _MTU_MAX = 68, 65535
+NET_QUEUES_MAX = 16
 _TIMEOUT_MAX_S = 1e9
+_RATE_UNITS, _RATE_DIGITS = {"K": 1 << 10, "M": MIB, "G": 1 << 30}, 9
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -60,12 +68,41 @@ class Value:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
+class Rate(Value):
+    """So many a second; what is not used is saved up, to *burst* at most."""
+
+    per_second: int
+    burst: int
+
+
 class DiskConfig(Value):
-    """A raw image as a virtio-blk disk."""
+    """A raw image as a virtio-blk disk. `docs/guide.md` tells the options; None is no limit."""
 
     path: str
     readonly: bool = False
     serial: str = ""
+    cache: str = "writeback"
+    discard: bool = True
+    queues: int = 1
+    iops: Rate | None = None
+    bw: Rate | None = None
+    werror: str = "report"
+
+    def validate(self) -> None:
+        for name, value, choices in (("cache", self.cache, CACHE_MODES), ("werror", self.werror, WRITE_ERRORS)):
+            if value not in choices:
+                raise ConfigError(f"{name}={value} is none of {', '.join(choices)}", where="--disk")
+        if not 1 <= self.queues <= DISK_QUEUES_MAX:
+            raise ConfigError(f"queues={self.queues} is not within 1 … {DISK_QUEUES_MAX}", where="--disk")
+
+
+class NetLimits(Value):
+    """Limits of a card's traffic, seen from the guest: bytes (`bw`) and frames (`pps`); None is no limit."""
+
+    rx_bw: Rate | None = None
+    rx_pps: Rate | None = None
+    tx_bw: Rate | None = None
+    tx_pps: Rate | None = None
 
 
 class NetConfig(Value):
@@ -75,8 +112,12 @@ class NetConfig(Value):
     tap: str = ""
     mac: bytes | None = None
     mtu: int | None = None
+    queues: int = 1
+    limits: NetLimits = NetLimits()
 
     def validate(self) -> None:
+        if not 1 <= self.queues <= NET_QUEUES_MAX:
+            raise ConfigError(f"queues={self.queues} is not within 1 … {NET_QUEUES_MAX}", where="--net")
         if bool(self.bridge) == bool(self.tap):
             raise ConfigError("needs either bridge=NAME or tap=NAME", where="--net", fix="such as --net bridge=br0")
         if self.mtu is not None and not _MTU_MIN <= self.mtu <= _MTU_MAX:
@@ -95,7 +136,10 @@ class MachineConfig(Value):
     memory_bytes: int = MEMORY_DEFAULT
     disks: tuple[DiskConfig, ...] = ()
     nets: tuple[NetConfig, ...] = ()
+    transport: str = "mmio"
+    engine: str | None = None
     serial: str = "stdio"
+    console: str = "serial"
     reboot: bool = True
     timeout_s: float | None = None
     trace: frozenset[str] = frozenset()
@@ -114,10 +158,17 @@ class MachineConfig(Value):
             raise ConfigError(f"{self.memory_bytes} bytes are no whole number of pages of 4 KiB", where="--memory")
         if self.timeout_s is not None and not 0 < self.timeout_s <= _TIMEOUT_MAX_S:
             raise ConfigError(f"must be more than 0 and at most {_TIMEOUT_MAX_S:.0f} seconds", where="--timeout")
-        devices = len(self.disks) + len(self.nets) + 1  # and the entropy device
-        if devices > len(VIRTIO_GSIS):
+        if self.transport not in TRANSPORTS:
+            raise ConfigError(f"{self.transport!r} is no transport", where="--transport", fix=", ".join(TRANSPORTS))
+        if self.engine not in (None, *ENGINES):
+            raise ConfigError(f"{self.engine!r} is no engine", where="--engine", fix=", ".join(ENGINES))
+        if self.console not in CONSOLES:
+            raise ConfigError(f"{self.console!r} is no console", where="--console", fix=", ".join(CONSOLES))
+        devices = len(self.disks) + len(self.nets) + 1 + (self.console == "virtio")  # the 1 is the entropy device
+        most = PCI_SLOTS if self.transport == "pci" else len(VIRTIO_GSIS)
+        if devices > most:
             raise ConfigError(
-                f"{len(self.disks)} disks and {len(self.nets)} network cards are {devices - len(VIRTIO_GSIS)} "
+                f"{len(self.disks)} disks and {len(self.nets)} network cards are {devices - most} "
                 "too many for one machine",
                 where="--disk, --net",
             )
@@ -148,41 +199,91 @@ def parse_size(text: str, where: str = "--memory") -> int:
     return int(digits) * _UNITS[unit]
 
 
-def parse_disk(text: str) -> DiskConfig:
-    """`PATH[,readonly][,serial=TEXT]`; a comma in the path is written twice.
+def parse_rate(text: str, where: str) -> Rate:
+    """`RATE[/BURST]`: so many a second, and so many at once (else what comes in a tenth of a second).
+
+    Both are numbers, with the unit K, M or G for 2^10, 2^20 or 2^30.
 
     Raises:
-        ConfigError: an option is unknown or has no value.
+        ConfigError: it is no such text.
+    """
+    rate, slash, burst = text.partition("/")
+    per_second = _count(rate, where)
+    saved = _count(burst, where) if slash else max(1, per_second // 10)
+    if not per_second or not saved:
+        raise ConfigError(f"{text!r} lets nothing through", where=where, fix="such as 10M, or 10M/50M with a burst")
+    return Rate(per_second=per_second, burst=saved)
+
+
+def parse_disk(text: str) -> DiskConfig:
+    """`PATH[,readonly][,serial=TEXT][,cache=…][,discard=on|off][,queues=N][,iops=RATE][,bw=RATE][,werror=…]`.
+
+    A comma in the path is written twice.
+
+    Raises:
+        ConfigError: an option is unknown, has no value or a wrong one.
     """
     parts = text.replace(",,", "\0").split(",")
     path, *options = (part.replace("\0", ",") for part in parts)
     if not path:
         raise ConfigError("names no image", where="--disk", fix="such as --disk root.img")
-    values = _options(options, "--disk", {"readonly": False, "serial": True})
-    return DiskConfig(path=path, readonly="readonly" in values, serial=values.get("serial", ""))
+    names = ("serial", "cache", "discard", "queues", "iops", "bw", "werror")
+    values = _options(options, "--disk", {"readonly": False, **dict.fromkeys(names, True)})
+    discard = values.get("discard", "on")
+    if discard not in ("on", "off"):
+        raise ConfigError(f"discard={discard} is neither on nor off", where="--disk")
+    return DiskConfig(
+        path=path,
+        readonly="readonly" in values,
+        serial=values.get("serial", ""),
+        cache=values.get("cache", "writeback"),
+        discard=discard == "on",
+        queues=_number(values["queues"], "--disk", "queues=2") if "queues" in values else 1,
+        iops=parse_rate(values["iops"], "--disk iops=") if "iops" in values else None,
+        bw=parse_rate(values["bw"], "--disk bw=") if "bw" in values else None,
+        werror=values.get("werror", "report"),
+    )
 
 
 def parse_net(text: str) -> NetConfig:
-    """`bridge=NAME` or `tap=NAME`, then `[,mac=…][,mtu=…]`.
+    """`bridge=NAME` or `tap=NAME`, then `[,mac=…][,mtu=…][,queues=N]` and limits `[,rx_bw=RATE]…`.
 
     Raises:
         ConfigError: an option is unknown, has no value or a wrong one.
     """
-    values = _options(text.split(","), "--net", {"bridge": True, "tap": True, "mac": True, "mtu": True})
-    mtu = values.get("mtu")
-    if mtu is not None and not (mtu.isascii() and mtu.isdigit()):
-        raise ConfigError(f"mtu={mtu} is no number", where="--net", fix="such as mtu=1500")
+    values = _options(
+        text.split(","),
+        "--net",
+        dict.fromkeys(("bridge", "tap", "mac", "mtu", "queues", *NetLimits.__annotations__), True),
+    )
+    limits = {name: parse_rate(values[name], f"--net {name}=") for name in NetLimits.__annotations__ if name in values}
     return NetConfig(
         bridge=values.get("bridge", ""),
         tap=values.get("tap", ""),
         mac=parse_mac(values["mac"], where="--net") if "mac" in values else None,
-        mtu=int(mtu) if mtu else None,
+        mtu=_number(values["mtu"], "--net", "mtu=1500") if "mtu" in values else None,
+        queues=_number(values["queues"], "--net", "queues=2") if "queues" in values else 1,
+        limits=NetLimits(**limits),
     )
 
 
 def parse_trace(text: str) -> frozenset[str]:
     """The kinds named in *text*, separated by commas."""
     return frozenset(kind for kind in text.split(",") if kind)
+
+
+def _count(text: str, where: str) -> int:
+    unit = text[-1:].upper()
+    digits = text[:-1] if unit in _RATE_UNITS else text
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _RATE_DIGITS):
+        raise ConfigError(f"{text!r} is no rate", where=where, fix="such as 10M, or 10M/50M with a burst")
+    return int(digits) * _RATE_UNITS.get(unit, 1)
+
+
+def _number(text: str, where: str, example: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{text!r} is no number", where=where, fix=f"such as {example}")
+    return int(text)
 
 
 def _options(parts: list[str], where: str, takes_value: dict[str, bool]) -> dict[str, str]:

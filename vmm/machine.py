@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from vmm import layout, outcome
 from vmm.boot import acpi, cmdline
 from vmm.boot.kernel import load_initrd, load_kernel, plan_boot
-from vmm.boot.plan import BootPlan, Segment
+from vmm.boot.plan import BootPlan
 from vmm.bus import Bus
 from vmm.config import MachineConfig
 from vmm.devices.acpi_pm import AcpiPm
@@ -20,23 +21,26 @@ from vmm.devices.i8042 import I8042
 from vmm.devices.pvpanic import PvPanic
 from vmm.devices.uart16550 import Uart16550
 from vmm.eventloop import EventLoop
+from vmm.halt import HaltWatch
 from vmm.host.terminal import Terminal
 from vmm.irq import EventFdIrqLine
-from vmm.kvm import abi, cpuid, irqfd, msrs
+from vmm.kvm import irqfd, msrs
 from vmm.kvm.system import Kvm
-from vmm.kvm.vcpu import Vcpu
 from vmm.memory import GuestMemory
 from vmm.outcome import Outcome
-from vmm.runner import VcpuRunner, is_dead_halt
+from vmm.processors import enter, prepare
+from vmm.runner import VcpuRunner
 from vmm.session import Session
-from vmm.virtio.blk import BlkDevice
 from vmm.virtio.device import VirtioDevice
-from vmm.virtio.rng import RngDevice
 from vmm.virtio.transport.mmio import QUEUE_NOTIFY, MmioTransport
+from vmm.virtio_devices import blk_devices, console_device, other_devices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol, TypeVar
+
+    from vmm.virtio.console import ConsoleDevice
+    from vmm.virtio.transport.core import Reporting, Transport
 
     class _Closable(Protocol):
         def close(self) -> None: ...
@@ -45,7 +49,6 @@ if TYPE_CHECKING:
 
 #: A panicking guest gets this long to print its last words.
 _PANIC_GRACE_S = 1.0
-_HALT_CHECK_MIN_S, _HALT_CHECK_MAX_S = 1.0, 60.0
 
 
 class Machine:
@@ -57,11 +60,14 @@ class Machine:
         self._ending = threading.Lock()
         self._end: Outcome | BaseException | None = None
         self._panic: str | None = None
+        self._pio = Bus("pio", session.devices, session.trace("pio"))
+        self._mmio = Bus("mmio", session.devices, session.trace("mmio"))
         self._runners: list[VcpuRunner] = []
+        self._going = threading.Event()
+        self._going.set()
         self._undo: list[Callable[[], None]] = []
+        self._outputs: list[tuple[Uart16550 | ConsoleDevice, threading.Lock]] = []
         self.description = ""
-        self._halt_check_s = _HALT_CHECK_MIN_S
-        self._exits_seen = -1
 
     @classmethod
     def build(cls, session: Session) -> Machine:
@@ -92,11 +98,12 @@ class Machine:
         vm.create_irqchip()
         vm.create_pit()
         self._loop = self._own(EventLoop())
-        self._pio = Bus("pio", self._session.devices, self._session.trace("pio"))
-        self._mmio = Bus("mmio", self._session.devices, self._session.trace("mmio"))
         self._add_platform_devices(config)
-        virtio = self._add_virtio_devices(memory)
-        plan = self._plan_boot(acpi.build_tables(config.cpus, virtio))
+        self._disks = blk_devices(self._session, self._loop, self._on_disk_stalled)
+        self._console = console_device(self._session)
+        devices = [*self._disks, *other_devices(self._session, self._loop), *([self._console] if self._console else [])]
+        connect = self._connect_by_pci if config.transport == "pci" else self._connect_by_mmio
+        plan = self._plan_boot(connect(devices, memory))
         for gpa, data in plan.pieces:
             memory.write(gpa, data)
         self.description = plan.description
@@ -105,13 +112,13 @@ class Machine:
     # -- devices -----------------------------------------------------------------------------------------------------
 
     def _add_platform_devices(self, config: MachineConfig) -> None:
-        loop, pio, console = self._loop, self._pio, self._session.backends.console
+        loop, pio, backends = self._loop, self._pio, self._session.backends
         low_bytes = layout.ram_regions(config.memory_bytes)[0][1]
         reset = self._on_reset
-        uart = Uart16550(self._irq(layout.IRQ_COM1), console)
+        uart = Uart16550(self._irq(layout.IRQ_COM1), backends.serial)
         pio.attach(layout.PORT_COM1, 8, uart)
-        keyboard = I8042(self._irq(layout.IRQ_KEYBOARD), reset)
-        pio.attach(layout.PORT_I8042, 5, keyboard)
+        self._keyboard = I8042(self._irq(layout.IRQ_KEYBOARD), reset)
+        pio.attach(layout.PORT_I8042, 5, self._keyboard)
         pio.attach(
             layout.PORT_CMOS,
             2,
@@ -120,54 +127,70 @@ class Machine:
         pio.attach(layout.PORT_ACPI_PM, 16, AcpiPm(self._on_power_off, reset))
         pio.attach(layout.PORT_PVPANIC, 1, PvPanic(self._on_pvpanic))
         pio.attach(layout.PORT_DEBUG_EXIT, 4, DebugExit(self._on_debug_exit))
-        pio.attach(layout.PORT_DEBUG_CONSOLE, 1, DebugConsole(console))
-        console.panicked = self._on_panic
-        self._session.backends.on_output_drained(lambda: loop.call_soon(uart.output_drained, uart.lock))
-        if self._session.backends.interactive:
-            terminal = Terminal(
-                0,
-                loop,
-                uart.lock,
-                deliver=uart.receive,
-                leave=lambda: self.stop("by the user"),
-                ctrl_alt_del=lambda: loop.call_soon(keyboard.send_ctrl_alt_del, keyboard.lock),
-                say=console.say,
-            )
-            uart.input_wanted = terminal.resume
-            self._own(terminal)
+        pio.attach(layout.PORT_DEBUG_CONSOLE, 1, DebugConsole(backends.serial))
+        backends.serial.panicked = backends.console.panicked = self._on_panic
+        self._outputs.append((uart, uart.lock))
+        backends.on_output_drained(self._on_output_drained)
+        self._undo.append(lambda: backends.on_output_drained(lambda: None))
+        if backends.interactive and config.console == "serial":
+            self._connect_terminal(uart, uart.lock)
 
-    def _add_virtio_devices(self, memory: GuestMemory) -> list[tuple[int, int, int]]:
-        """Put the virtio devices on the MMIO bus; `(gpa, size, gsi)` of each, for the DSDT."""
-        backends = self._session.backends
-        devices: list[VirtioDevice] = [BlkDevice(f"vd{chr(97 + i)}", disk) for i, disk in enumerate(backends.disks)]
-        if backends.nets:
-            from vmm.virtio.net import NetDevice
-
-            devices += [
-                NetDevice(f"eth{i}", tap, self._loop, mac=mac, mtu=tap.mtu)
-                for i, (tap, mac) in enumerate(backends.nets)
-            ]
-        devices.append(RngDevice("rng"))
-        return [self._add_virtio(device, slot, memory) for slot, device in enumerate(devices)]
-
-    def _add_virtio(self, device: VirtioDevice, slot: int, memory: GuestMemory) -> tuple[int, int, int]:
-        gpa, gsi = layout.VIRTIO_MMIO_BASE + slot * layout.VIRTIO_MMIO_STRIDE, layout.VIRTIO_GSIS[slot]
-        session = self._session
-        transport = MmioTransport(
-            device,
-            memory,
-            self._irq(gsi),
-            on_fault=session.say,
-            trace=session.trace("virtio"),
-            tally=session.devices,
+    def _connect_terminal(self, device: Uart16550 | ConsoleDevice, lock: threading.Lock) -> None:
+        """Let the user type to *device*."""
+        loop, keyboard = self._loop, self._keyboard
+        terminal = Terminal(
+            0,
+            loop,
+            lock,
+            deliver=device.receive,
+            leave=lambda: self.stop("by the user"),
+            ctrl_alt_del=lambda: loop.call_soon(keyboard.send_ctrl_alt_del, keyboard.lock),
+            say=self._session.backends.console.say,
         )
+        device.input_wanted = terminal.resume
+        self._own(terminal)
+
+    def _connect_console(self, device: ConsoleDevice, lock: threading.Lock) -> None:
+        """Let the user type to the virtio console *device*, and see its output."""
+        self._outputs.append((device, lock))
+        self._session.on_resize(lambda: self._loop.call_soon(device.resized, lock))
+        self._undo.append(lambda: self._session.on_resize(lambda: None))
+        self._connect_terminal(device, lock)
+
+    def _connect_by_mmio(self, devices: list[VirtioDevice], memory: GuestMemory) -> bytes:
+        """Put *devices* on the MMIO bus; the ACPI tables that tell of them."""
+        resources = []
+        for slot, device in enumerate(devices):
+            gpa, gsi = layout.VIRTIO_MMIO_BASE + slot * layout.VIRTIO_MMIO_STRIDE, layout.VIRTIO_GSIS[slot]
+            transport = MmioTransport(device, memory, self._irq(gsi), **self._reporting())
+            self._mmio.attach(gpa, layout.VIRTIO_MMIO_SIZE, transport)
+            for index, fd in enumerate(transport.kick_fds):
+                irqfd.assign_ioeventfd(self._vm, fd, gpa + QUEUE_NOTIFY, 4, index)
+            self._adopt(transport)
+            resources.append((gpa, layout.VIRTIO_MMIO_SIZE, gsi))
+        return acpi.build_tables(self._config.cpus, resources)
+
+    def _connect_by_pci(self, devices: list[VirtioDevice], memory: GuestMemory) -> bytes:
+        """Put *devices* on a PCI bus; the ACPI tables that tell of it."""
+        from vmm.pci import PciRoot
+
+        root = PciRoot(self._vm, self._pio, self._mmio, memory)
+        for device in devices:
+            self._adopt(root.plug(device, self._loop, **self._reporting()))
+        return acpi.build_tables(self._config.cpus, [], (root.windows, root.lines))
+
+    def _reporting(self) -> Reporting:
+        session = self._session
+        return {"on_fault": session.say, "trace": session.trace("virtio"), "tally": session.devices}
+
+    def _adopt(self, transport: Transport) -> None:
+        """Close *transport* at the end, and serve its kicks unless its device does."""
         self._own(transport)
-        self._mmio.attach(gpa, layout.VIRTIO_MMIO_SIZE, transport)
-        for index, fd in enumerate(transport.kick_fds):
-            irqfd.assign_ioeventfd(self._vm, fd, gpa + QUEUE_NOTIFY, 4, index)
-            if not device.own_workers:
+        if self._console is not None and transport.device is self._console:
+            self._connect_console(self._console, transport.lock)
+        if not transport.device.own_workers:
+            for index, fd in enumerate(transport.kick_fds):
                 self._loop.watch(fd, transport.kick_callback(index), transport.lock)
-        return gpa, layout.VIRTIO_MMIO_SIZE, gsi
 
     def _irq(self, gsi: int) -> EventFdIrqLine:
         line = self._own(EventFdIrqLine())
@@ -192,29 +215,17 @@ class Machine:
         """The kernel's command line: what pyvmm adds, then the user's, which wins."""
         config, user = self._config, f" {self._config.append} "
         added = list(self._session.assist_options)
-        if config.serial != "null" and " console=" not in user:
-            added.append("console=ttyS0")
+        if " console=" not in user:
+            added += _console_options(config)
         if config.disks and " root=" not in user:
             added.append(f"root=/dev/vda {'ro' if config.disks[0].readonly else 'rw'}")
         return cmdline.join(added, config.append)
 
     def _add_vcpus(self, kvm: Kvm, memory: GuestMemory, plan: BootPlan) -> None:
         config, session = self._config, self._session
-        complete = session.host.complete
-        tsc_deadline = bool(kvm.check_extension(abi.KVM_CAP_TSC_DEADLINE_TIMER))
         for index in range(config.cpus):
             vcpu = self._own(self._vm.create_vcpu(index))
-            table = kvm.supported_cpuid()
-            cpuid.set_topology(table, index, config.cpus, tsc_deadline=tsc_deadline)
-            assist = None
-            if not complete:
-                from vmm.kvm.assist.vcpu import VcpuAssist
-
-                cpuid.hide_hypercalls(table)
-                cpuid.hide_cx16(table)
-                assist = VcpuAssist(vcpu, memory, session.assists, session.trace("assist"))
-            vcpu.set_cpuid(table)
-            vcpu.set_msrs({msrs.IA32_MISC_ENABLE: msrs.MISC_ENABLE_FAST_STRINGS})  # what firmware does on Intel
+            assist = prepare(vcpu, kvm, memory, session)
             if index == 0:
                 enter(vcpu, plan)
             self._runners.append(
@@ -228,6 +239,12 @@ class Machine:
                     trace=session.trace("exits"),
                 )
             )
+        if session.native and not config.trace & {"exits", "pio", "mmio"}:
+            from vmm.native.plain import PlainRegisters
+
+            registers = PlainRegisters(self._pio, self._mmio)
+            for runner in self._runners:
+                runner.vcpu.enter_by(registers.runner)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -236,7 +253,8 @@ class Machine:
         self._io = threading.Thread(target=self._serve, name="io", daemon=True)
         self._io.start()
         self._undo.append(self._stop_io)
-        self._loop.call_later(_HALT_CHECK_MIN_S, self._check_halt)
+        HaltWatch(self._loop, self._runners, self._on_halt)
+        self._session.on_resume(self.resume)
         self._session.on_stop(self.stop)
         for runner in self._runners:
             runner.start()
@@ -259,8 +277,21 @@ class Machine:
         """End the machine from outside; any thread, or a signal handler."""
         self._finish(Outcome(outcome.STOPPED, f"stopped {by}"))
 
+    def pause(self) -> None:
+        """Stop the processors until `resume`, as soon as they come out of the guest; any thread, theirs too."""
+        self._going.clear()
+        for runner in self._runners:
+            runner.in_thread(self._going.wait)
+
+    def resume(self) -> None:
+        """Try again what failed, and let the processors go on; any thread, or a signal handler."""
+        for disk in self._disks:
+            disk.resume()
+        self._going.set()
+
     def close(self) -> None:
         """Stop the guest and free everything, in the reverse order of making. Idempotent."""
+        self._going.set()
         for runner in self._runners:
             runner.stop()
         for runner in self._runners:
@@ -268,8 +299,18 @@ class Machine:
                 name = kind if kind == "assist" else f"{kind} {self._register_name(kind, address)}"
                 self._session.exits[name] = self._session.exits.get(name, 0) + count
         self._runners.clear()
+        self._count_plain_accesses()
         while self._undo:
             self._undo.pop()()
+
+    def _count_plain_accesses(self) -> None:
+        for kind, bus in (("plain", self._pio), ("plain mmio", self._mmio)):
+            for address, register in bus.plain_registers():
+                count = int.from_bytes(register.accesses, "little")
+                register.accesses[:] = bytes(8)
+                if count:
+                    name = f"{kind} {self._register_name(kind, address)}"
+                    self._session.exits[name] = self._session.exits.get(name, 0) + count
 
     def _register_name(self, kind: str, address: int) -> str:
         bus = self._mmio if kind.startswith("mmio") else self._pio
@@ -306,12 +347,23 @@ class Machine:
     def _on_reset(self) -> None:
         self._finish(Outcome(outcome.RESET, "the guest rebooted"))
 
+    def _on_halt(self) -> None:
+        self._finish(Outcome(outcome.HALTED, "the guest halted all its CPUs with interrupts off"))
+
     def _on_debug_exit(self, status: int) -> None:
         self._finish(Outcome(outcome.DEBUG_EXIT, f"the guest wrote {status:#x} to the debug-exit port", status=status))
+
+    def _on_output_drained(self) -> None:
+        for device, lock in self._outputs:
+            self._loop.call_soon(device.output_drained, lock)
 
     def _on_pvpanic(self, events: int) -> None:
         if events & 1:
             self._on_panic("the guest reported a panic by pvpanic")
+
+    def _on_disk_stalled(self, why: str) -> None:
+        self.pause()
+        self._session.say(f"{why}\n  the guest is paused; to go on, make it possible and: kill -CONT {os.getpid()}")
 
     def _on_panic(self, message: str) -> None:
         if self._panic is None:
@@ -321,58 +373,12 @@ class Machine:
     def _finish_panic(self) -> None:
         self._finish(Outcome(outcome.PANIC, self._panic or ""))
 
-    # -- a guest that halted for good --------------------------------------------------------------------------------
 
-    def _check_halt(self) -> None:
-        """While the guest makes exits, look every second; the longer it makes none, the less often. The io thread's."""
-        exits = sum(sum(runner.exits.values()) for runner in self._runners)
-        quiet = exits == self._exits_seen
-        self._halt_check_s = min(2 * self._halt_check_s, _HALT_CHECK_MAX_S) if quiet else _HALT_CHECK_MIN_S
-        self._exits_seen = exits
-        self._loop.call_later(self._halt_check_s, self._check_halt)
-        if quiet:
-            self._look_for_halt(iter(self._runners))
-
-    def _look_for_halt(self, runners: Iterator[VcpuRunner]) -> None:
-        """Ask one vCPU after the other, each in its own thread, whether it can ever wake; all dead is the end."""
-        runner = next(runners, None)
-        if runner is None:
-            self._finish(Outcome(outcome.HALTED, "the guest halted all its CPUs with interrupts off"))
-            return
-
-        def look() -> None:
-            if is_dead_halt(runner.vcpu):
-                self._look_for_halt(runners)
-
-        runner.in_thread(look)
-
-
-def enter(vcpu: Vcpu, plan: BootPlan) -> None:
-    """Put *vcpu* at the kernel's first instruction."""
-    entry = plan.entry
-    vcpu.fetch_registers()
-    sregs, regs = vcpu.sregs, vcpu.regs
-    _load_segment(sregs.cs, entry.code)
-    for name in ("ds", "es", "fs", "gs", "ss"):
-        _load_segment(getattr(sregs, name), entry.data)
-    _load_segment(sregs.tr, entry.task)
-    sregs.ldt.unusable = 1
-    sregs.gdt.base, sregs.gdt.limit, sregs.idt.base, sregs.idt.limit = entry.gdt_base, entry.gdt_limit, 0, 0
-    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = entry.cr0, entry.cr3, entry.cr4, entry.efer
-    for index in range(len(regs)):
-        regs[index] = 0
-    regs[abi.RIP], regs[abi.RSP], regs[abi.RFLAGS] = entry.rip, entry.rsp, 2
-    regs[abi.RSI], regs[abi.RBX] = entry.rsi, entry.rbx
-    vcpu.store_registers()
-
-
-def _load_segment(target: abi.kvm_segment, source: Segment) -> None:
-    target.selector, target.base, target.limit = source.selector, source.base, source.limit
-    target.type, target.s, target.db, target.l, target.g = (
-        source.type,
-        source.s,
-        source.db,
-        source.code64,
-        source.granular,
-    )
-    target.present, target.dpl, target.unusable, target.avl = 1, 0, 0, 0
+def _console_options(config: MachineConfig) -> list[str]:
+    """Where the kernel's messages go; its last console is that of user space."""
+    serial = [] if config.serial == "null" else ["console=ttyS0"]
+    if config.console == "serial":
+        return serial
+    if config.serial == "stdio":  # until hvc0 is there: ttyS0 would print all of it on the same terminal once more
+        serial = [f"earlycon=uart8250,io,{layout.PORT_COM1:#x}"]
+    return [*serial, "console=hvc0"]

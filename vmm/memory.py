@@ -95,15 +95,18 @@ class GuestMemory:
 
     def store_u16(self, gpa: int, value: int) -> None:
         """Store *value* as a little-endian u16; one store where *gpa* is aligned."""
-        _U16.pack_into(self._view, self._offset(gpa, 2), value)
+        offset = self._offset(gpa, 2)  # not pack_into, which stores a 0 first: a polling driver sees it
+        self._view[offset : offset + 2] = _U16.pack(value)
 
     def store_u32(self, gpa: int, value: int) -> None:
         """Store *value* as a little-endian u32."""
-        _U32.pack_into(self._view, self._offset(gpa, 4), value)
+        offset = self._offset(gpa, 4)
+        self._view[offset : offset + 4] = _U32.pack(value)
 
     def store_u64(self, gpa: int, value: int) -> None:
         """Store *value* as a little-endian u64."""
-        _U64.pack_into(self._view, self._offset(gpa, 8), value)
+        offset = self._offset(gpa, 8)
+        self._view[offset : offset + 8] = _U64.pack(value)
 
     def fence(self) -> None:
         """A full memory barrier between this thread's earlier stores and its later loads.

@@ -61,6 +61,21 @@ def write_only(offset: int, name: str, width: int = 4) -> Callable[[Writer], Reg
     return declare
 
 
+class PlainRegister:
+    """A register, or a row of them, that reads what was last put into *storage* and has no other effect.
+
+    The machine may answer the guest's accesses from *storage* without asking the device, in any thread and without its
+    lock. *width* is the only width of an access, in bytes, or 0 for any; only a *writable* one is written by the guest.
+    """
+
+    __slots__ = ("accesses", "offset", "storage", "width", "writable")
+
+    def __init__(self, offset: int, storage: bytearray, *, width: int = 0, writable: bool = False) -> None:
+        self.offset, self.storage, self.width, self.writable = offset, storage, width, writable
+        #: How many accesses were answered so, a native 64-bit number.
+        self.accesses = bytearray(8)
+
+
 class RegisterBlock:
     """A bus device made of declared registers. Single-threaded: its callers hold `lock`."""
 

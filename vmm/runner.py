@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 
 from vmm import outcome
 from vmm.bus import Bus
 from vmm.errors import assert_never
-from vmm.kvm import abi, exits
+from vmm.kvm import exits
 from vmm.kvm.vcpu import Vcpu
 from vmm.memory import GuestMemory
 from vmm.outcome import Outcome
@@ -42,7 +42,7 @@ class VcpuRunner:
         self._assist = assist
         self._trace = trace
         self._stopping = False
-        self._errand: Callable[[], None] | None = None
+        self._errands: deque[Callable[[], object]] = deque()
         self._thread = threading.Thread(target=self._main, name=f"vcpu-{vcpu.index}", daemon=True)
         #: How often the guest came out, by what for: ("out", port), ("mmio read", page), ("assist", 0), …
         self.exits: defaultdict[tuple[str, int], int] = defaultdict(int)
@@ -60,9 +60,9 @@ class VcpuRunner:
                 self.vcpu.kick()
                 self._thread.join(0.05)
 
-    def in_thread(self, errand: Callable[[], None]) -> None:
+    def in_thread(self, errand: Callable[[], object]) -> None:
         """Run *errand* once in the vCPU's thread, outside the guest."""
-        self._errand = errand
+        self._errands.append(errand)
         self.vcpu.kick()
 
     @property
@@ -108,9 +108,8 @@ class VcpuRunner:
                 self.exits["assist", 0] += 1
                 return self._assisted(event)
             case exits.Interrupted():
-                errand, self._errand = self._errand, None
-                if errand:
-                    errand()
+                while self._errands:
+                    self._errands.popleft()()
             case exits.Shutdown():
                 return self._triple_fault()
             case exits.InternalError(reason):
@@ -144,17 +143,6 @@ class VcpuRunner:
         from vmm.kvm.report import crash_report
 
         return Outcome(outcome.CRASH, reason, report=crash_report(self.vcpu, self._memory, code))
-
-
-def is_dead_halt(vcpu: Vcpu) -> bool:
-    """Whether *vcpu* waits for what cannot come: halted with interrupts off, or never started. In its own thread."""
-    state = vcpu.get_mp_state()
-    if state in (abi.KVM_MP_STATE_UNINITIALIZED, abi.KVM_MP_STATE_INIT_RECEIVED):
-        return True
-    if state != abi.KVM_MP_STATE_HALTED:
-        return False
-    vcpu.fetch_registers()
-    return not vcpu.regs[abi.RFLAGS] & 1 << 9 and not vcpu.events.nmi_pending
 
 
 def describe(event: exits.VcpuExit) -> str:

@@ -7,6 +7,7 @@ import os
 import select
 
 from vmm.backends import Backends
+from vmm.errors import HostError
 from vmm.trace import Tally
 
 TYPE_CHECKING = False
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.kvm.assist.probe import HostKind
     from vmm.trace import Trace
+
+
+_BUILD = "install a C compiler, python3-dev and liburing-dev, then pyvmm again: pip install --force-reinstall pyvmm"
 
 
 class Session:
@@ -34,6 +38,8 @@ class Session:
         self.exits: dict[str, int] = {}
         self.devices, self.assists = Tally(), Tally()
         self._trace = trace
+        #: Whether plain registers, disks and network cards are served in C.
+        self.native = _native(config, say)
         self.backends = Backends(config, say)
         self._alarm, self.wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         #: What a Linux is told on software KVM.
@@ -43,6 +49,8 @@ class Session:
 
             self.assist_options = OPTIONS
         self._stop_machine: Callable[[str], None] = lambda _by: None
+        self._resume_machine: Callable[[], None] = lambda: None
+        self._resize_console: Callable[[], None] = lambda: None
         self._stopped_by = ""
 
     def trace(self, kind: str) -> Trace | None:
@@ -54,6 +62,22 @@ class Session:
         self._stop_machine = stop_machine
         if self._stopped_by:
             stop_machine(self._stopped_by)
+
+    def on_resume(self, resume_machine: Callable[[], None]) -> None:
+        """Let `resume` call *resume_machine*, that of the present machine."""
+        self._resume_machine = resume_machine
+
+    def resume(self) -> None:
+        """Let the present machine go on if it is paused; any thread, or a signal handler."""
+        self._resume_machine()
+
+    def on_resize(self, resize_console: Callable[[], None]) -> None:
+        """Let `resized` call *resize_console*, that of the present machine."""
+        self._resize_console = resize_console
+
+    def resized(self) -> None:
+        """The terminal has another size; any thread, or a signal handler."""
+        self._resize_console()
 
     def stop(self, by: str) -> None:
         """End the present machine, or the next; any thread, or a signal handler."""
@@ -85,3 +109,24 @@ class Session:
         self.backends.close()
         os.close(self._alarm)
         os.close(self.wake_fd)
+
+
+def _native(config: MachineConfig, say: Callable[[str], None]) -> bool:
+    """Whether the native engine serves the devices of *config*.
+
+    Raises:
+        HostError: it was asked for, and is not built.
+    """
+    if config.engine == "python":
+        return False
+    if config.engine is None and "virtio" in config.trace and (config.disks or config.nets):
+        say("the python engine serves the disks and network cards: the native one does not trace requests")
+        return False
+    from vmm.native import is_built
+
+    if is_built():
+        return True
+    if config.engine == "native":
+        raise HostError("it is not built", where="--engine native", fix=_BUILD)
+    say("the native engine is not built: the python engine serves the disks and network cards")
+    return False

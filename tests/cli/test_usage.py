@@ -39,7 +39,7 @@ MISTAKES = {
     "an unknown option": (["--cpu", "2"], "--cpu: there is no such option\n  pyvmm --help lists them all"),
     "no option at all": (["image.img"], "image.img: there is no such option\n  pyvmm --help lists them all"),
     "an option twice": (["-c", "1", "--cpus", "2"], "--cpus: is given twice"),
-    "a value missing": (["--disk"], "--disk: its value is missing\n  --disk IMAGE[,readonly][,serial=TEXT]"),
+    "a value missing": (["--disk"], "--disk: its value is missing\n  --disk IMAGE[,readonly][,cache=…]"),
     "a value too many": (["--no-reboot=yes"], "--no-reboot: takes no value"),
     "memory in words": (["--memory", "lots"], "--memory: 'lots' is no size\n  such as 512M or 2G"),
     "memory negative": (["--memory", "-1G"], "--memory: '-1G' is no size\n  such as 512M or 2G"),
@@ -84,7 +84,7 @@ MISTAKES = {
     "net of another kind": (["--net", "user"], "--net: 'user' is unknown\n  known are bridge=…, tap=…, mac=…, mtu=…"),
     "net mac": (["--net", "tap=t,mac=52:54"], "--net: "),
     "net multicast mac": (["--net", "tap=t,mac=01:00:5e:00:00:01"], "--net: "),
-    "net mtu in words": (["--net", "tap=t,mtu=big"], "--net: mtu=big is no number\n  such as mtu=1500"),
+    "net mtu in words": (["--net", "tap=t,mtu=big"], "--net: 'big' is no number\n  such as mtu=1500"),
     "net mtu": (["--net", "tap=t,mtu=10"], "--net: mtu=10 is not within 68 … 65535"),
     "too many devices": (
         ["--disk", "a.img"] * 15,

@@ -16,13 +16,13 @@ class DroppingDisk(RawDisk):
     Killing a process proves nothing about flushes, as the host's page cache survives it; this does.
     """
 
-    __slots__ = ("_cache", "_dead", "flushes")
+    __slots__ = ("_cache", "_dead", "flush_count")
 
     def __init__(self, path: str, *, readonly: bool = False, serial: str = "") -> None:
         super().__init__(path, readonly=readonly, serial=serial)
         self._cache: dict[int, bytes] = {}
         self._dead = False
-        self.flushes = 0
+        self.flush_count = 0
 
     @property
     def unsynced_bytes(self) -> int:
@@ -47,8 +47,14 @@ class DroppingDisk(RawDisk):
         for at in range(0, len(data), SECTOR):
             self._cache[(offset + at) // SECTOR] = data[at : at + SECTOR]
 
+    def discard(self, offset: int, size: int) -> None:
+        self.pwritev([memoryview(bytes(size))], offset)
+
+    def write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
+        self.pwritev([memoryview(bytes(size))], offset)
+
     def flush(self) -> None:
-        self.flushes += 1
+        self.flush_count += 1
         if self._dead:
             return
         for sector, data in self._cache.items():

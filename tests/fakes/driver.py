@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vmm.memory import GuestMemory
 from vmm.trace import Tally
 from vmm.virtio.spec import USED_F_NO_NOTIFY, DescFlag, Feature, Status
+from vmm.virtio.transport.core import Transport
 from vmm.virtio.transport.mmio import MAGIC, MmioTransport
+from vmm.virtio.transport.pci import PciTransport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tests.fakes.pci import FakeSlot
     from vmm.virtio.device import VirtioDevice
+    from vmm.virtio.transport.core import Reporting
 
 MIB = 1 << 20
 DESC = struct.Struct("<QIHH")
@@ -146,20 +152,33 @@ def _descriptor(buffer: Buffer, following: int | None) -> bytes:
 
 
 class CountingIrq:
-    """An interrupt line that counts."""
+    """An interrupt line that counts its pulses, calls and writes to `fd` alike."""
 
     def __init__(self) -> None:
-        self.pulses = 0
-        self.fd = -1
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._counted = 0
 
     def pulse(self) -> None:
-        self.pulses += 1
+        os.eventfd_write(self.fd, 1)
+
+    @property
+    def pulses(self) -> int:
+        """How many there were."""
+        with contextlib.suppress(BlockingIOError):
+            self._counted += os.eventfd_read(self.fd)
+        return self._counted
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
-class MmioDriver:
-    """Programs a `MmioTransport` through its registers, as Linux's `virtio_mmio.c` does."""
+class Driver:
+    """Programs a transport through its registers, as Linux does; what differs between the transports is their table."""
 
-    def __init__(self, transport: MmioTransport, arena: Arena) -> None:
+    #: Name -> (offset, size).
+    registers: ClassVar[dict[str, tuple[int, int]]]
+
+    def __init__(self, transport: Transport, arena: Arena) -> None:
         self.transport, self.arena = transport, arena
         self.features = 0
         self.queues: list[DriverQueue] = []
@@ -174,13 +193,28 @@ class MmioDriver:
         with self.transport.lock:
             self.transport.write(offset, size, value)
 
+    def get(self, name: str) -> int:
+        """Read the register *name*."""
+        return self.read(*self.registers[name])
+
+    def put(self, name: str, value: int) -> None:
+        """Write the register *name*."""
+        offset, size = self.registers[name]
+        self.write(offset, value, size)
+
     @property
     def status(self) -> int:
-        return self.read(0x070)
+        return self.get("status")
 
     @status.setter
     def status(self, value: int) -> None:
-        self.write(0x070, value)
+        self.put("status", value)
+
+    def identify(self) -> None:
+        """Check that this is a device that can be driven, and reach its registers."""
+
+    def set_up_interrupts(self) -> None:
+        """Choose how to be interrupted."""
 
     def reset(self) -> None:
         """Reset the device."""
@@ -191,21 +225,20 @@ class MmioDriver:
         """The device's feature bits."""
         offered = 0
         for half in (0, 1):
-            self.write(0x014, half)
-            offered |= self.read(0x010) << 32 * half
+            self.put("device_feature_select", half)
+            offered |= self.get("device_feature") << 32 * half
         return offered
 
     def accept(self, features: int) -> None:
         """Write the driver's feature bits."""
         for half in (0, 1):
-            self.write(0x024, half)
-            self.write(0x020, features >> 32 * half & 0xFFFF_FFFF)
+            self.put("driver_feature_select", half)
+            self.put("driver_feature", features >> 32 * half & 0xFFFF_FFFF)
         self.features = features
 
     def negotiate(self, features: int | None = None) -> bool:
         """From reset to FEATURES_OK with *features* (default: all that are offered); whether the device agreed."""
-        assert self.read(0x000) == MAGIC
-        assert self.read(0x004) == 2
+        self.identify()
         self.reset()
         self.status |= Status.ACKNOWLEDGE
         self.status |= Status.DRIVER
@@ -213,11 +246,15 @@ class MmioDriver:
         self.status |= Status.FEATURES_OK
         return bool(self.status & Status.FEATURES_OK)
 
+    def queue_register(self, index: int, name: str) -> int:
+        """The register *name* of queue *index*."""
+        self.put("queue_select", index)
+        return self.get(name)
+
     def set_up_queue(self, index: int, size: int | None = None) -> DriverQueue:
         """Make queue *index*, with *size* entries (default: as many as there may be), and enable it."""
-        self.write(0x030, index)
-        assert not self.read(0x044), "the queue is in use already"
-        largest = self.read(0x034)
+        assert not self.queue_register(index, "queue_enable"), "the queue is in use already"
+        largest = self.get("queue_size_max")
         queue = DriverQueue(self.arena, size or largest, event_idx=bool(self.features & Feature.EVENT_IDX))
         self.program_queue(index, queue.size, queue.desc, queue.driver, queue.device)
         self.queues.append(queue)
@@ -225,16 +262,18 @@ class MmioDriver:
 
     def program_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> None:
         """Write the registers of queue *index*, right or wrong, and enable it."""
-        self.write(0x030, index)
-        self.write(0x038, size)
-        for register, gpa in ((0x080, desc), (0x090, driver), (0x0A0, device)):
-            self.write(register, gpa & 0xFFFF_FFFF)
-            self.write(register + 4, gpa >> 32)
-        self.write(0x044, 1)
+        self.put("queue_select", index)
+        self.put("queue_size", size)
+        for area, gpa in (("desc", desc), ("driver", driver), ("device", device)):
+            offset, size = self.registers[area]
+            self.write(offset, gpa & 0xFFFF_FFFF, size)
+            self.write(offset + 4, gpa >> 32, size)
+        self.put("queue_enable", 1)
 
     def start(self, features: int | None = None, size: int | None = None) -> list[DriverQueue]:
         """All of it, from reset to DRIVER_OK; the queues."""
         assert self.negotiate(features)
+        self.set_up_interrupts()
         for index in range(len(self.transport.device.queue_sizes)):
             self.set_up_queue(index, size)
         self.status |= Status.DRIVER_OK
@@ -242,10 +281,42 @@ class MmioDriver:
 
     def kick(self, index: int) -> None:
         """Notify the device of queue *index*, by a write that reaches it as an exit."""
+        raise NotImplementedError
+
+    def take_interrupt(self) -> int:
+        """The causes of the interrupts that came, which are acknowledged."""
+        raise NotImplementedError
+
+
+class MmioDriver(Driver):
+    """As Linux's `virtio_mmio.c`."""
+
+    registers: ClassVar[dict[str, tuple[int, int]]] = {
+        "device_feature": (0x010, 4),
+        "device_feature_select": (0x014, 4),
+        "driver_feature": (0x020, 4),
+        "driver_feature_select": (0x024, 4),
+        "queue_select": (0x030, 4),
+        "queue_size_max": (0x034, 4),
+        "queue_size": (0x038, 4),
+        "queue_enable": (0x044, 4),
+        "status": (0x070, 4),
+        "desc": (0x080, 4),
+        "driver": (0x090, 4),
+        "device": (0x0A0, 4),
+    }
+
+    def identify(self) -> None:
+        """As `Driver.identify`."""
+        assert self.read(0x000) == MAGIC
+        assert self.read(0x004) == 2
+
+    def kick(self, index: int) -> None:
+        """As `Driver.kick`."""
         self.write(0x050, index)
 
     def take_interrupt(self) -> int:
-        """Read and acknowledge the causes of interrupts."""
+        """As `Driver.take_interrupt`."""
         causes = self.read(0x060)
         self.write(0x064, causes)
         return causes
@@ -253,28 +324,35 @@ class MmioDriver:
 
 @dataclass
 class Rig:
-    """A device behind an MMIO transport in a machine that has nothing else."""
+    """A device behind a transport in a machine that has nothing else; *transport* is "mmio", "pci", or "intx"."""
 
     device: VirtioDevice
     memory_bytes: int = 4 * MIB
     faults: list[str] = field(default_factory=list)
     traced: list[str] = field(default_factory=list)
     tracing: bool = False
+    kind: str = "mmio"
 
     def __post_init__(self) -> None:
         self.memory = GuestMemory(self.memory_bytes)
-        self.irq = CountingIrq()
         self.tally = Tally()
-        self.transport = MmioTransport(
-            self.device,
-            self.memory,
-            self.irq,
-            on_fault=self.faults.append,
-            trace=self.traced.append if self.tracing else None,
-            tally=self.tally,
-        )
         self.arena = Arena(self.memory, 0x1_0000, self.memory_bytes)
-        self.driver = MmioDriver(self.transport, self.arena)
+        trace = self.traced.append if self.tracing else None
+        reporting: Reporting = {"on_fault": self.faults.append, "trace": trace, "tally": self.tally}
+        self.transport: Transport
+        self.irq: CountingIrq | FakeSlot
+        self.driver: Driver
+        if self.kind == "mmio":
+            self.irq = CountingIrq()
+            self.transport = MmioTransport(self.device, self.memory, self.irq, **reporting)
+            self.driver = MmioDriver(self.transport, self.arena)
+        else:
+            from tests.fakes.pci import FakeSlot, PciDriver
+
+            self.irq = FakeSlot()
+            transport = PciTransport(self.device, self.memory, self.irq, **reporting)
+            self.transport = transport
+            self.driver = PciDriver(transport, self.arena, self.irq, messages=self.kind == "pci")
 
     def run_kicks(self) -> None:
         """Do what the event loop does for the kick eventfds, until all are drained."""
@@ -293,3 +371,5 @@ class Rig:
         """Take it apart; fails if anything still holds guest memory."""
         self.transport.close()
         self.memory.close()
+        if isinstance(self.irq, CountingIrq):
+            self.irq.close()

@@ -117,7 +117,7 @@ def run_machine(kernel: str, host: Any, script: list[tuple[int, int]]) -> tuple[
     from vmm.machine import Machine
     from vmm.session import Session
 
-    config = MachineConfig(kernel=kernel, serial="null")
+    config = MachineConfig(kernel=kernel, serial="null", engine="python")
     session = Session(config, host, say=lambda _: None, trace=lambda _: None, cache_dir=None)
     try:
         with fake_kvm(script) as fake:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from vmm.eventloop import EventLoop
 
 
@@ -29,3 +31,11 @@ class SteppedLoop(EventLoop):
             if not self.turn():
                 return
         raise AssertionError("the loop spins")
+
+    def wait(self, seconds: float) -> None:
+        """Serve what becomes ready, timers too, for *seconds*."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.turn()
+            self._run_timers()
+            time.sleep(0.001)

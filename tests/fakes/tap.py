@@ -11,39 +11,35 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class SocketTap:
-    """Frames, each a datagram with its 12-byte header, as `vmm.host.tap.Tap` has them.
+class SocketQueue:
+    """Frames, each a datagram with its 12-byte header, as `vmm.host.tap.TapQueue` has them.
 
     The test's side is `outside`: what it sends the guest receives.
     """
 
     def __init__(self) -> None:
-        self._inside, self.outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        for end in (self._inside, self.outside):
+        self.inside, self.outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for end in (self.inside, self.outside):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             end.setblocking(False)
-        self.offloads: list[int] = []
         self.gone = False
 
     def fileno(self) -> int:
-        return self._inside.fileno()
+        return self.inside.fileno()
 
     def readv(self, views: Sequence[memoryview]) -> int:
         if self.gone:
             raise BackendError("cannot read: File descriptor in bad state", where="tap tap0")
         try:
-            return self._inside.recvmsg_into(views)[0]
+            return self.inside.recvmsg_into(views)[0]
         except BlockingIOError:
             return 0
 
     def writev(self, views: Sequence[memoryview]) -> bool:
         try:
-            return self._inside.sendmsg(views) > 0
+            return self.inside.sendmsg(views) > 0
         except OSError:
             return False
-
-    def set_offload(self, flags: int) -> None:
-        self.offloads.append(flags)
 
     def received(self) -> list[bytes]:
         """What the guest sent since the last call."""
@@ -54,6 +50,28 @@ class SocketTap:
             except BlockingIOError:
                 return frames
 
+
+class SocketTap(SocketQueue):
+    """A tap as `vmm.host.tap.Tap`, with *pairs* queues, of which it is the first."""
+
+    name = "tap0"
+
+    def __init__(self, pairs: int = 1, *, segments_udp: bool = True) -> None:
+        super().__init__()
+        self.queues: list[SocketQueue] = [self, *(SocketQueue() for _ in range(pairs - 1))]
+        self.segments_udp = segments_udp
+        self.offloads: list[int] = []
+        self.enabled: list[int] = []
+
+    def enable(self, count: int) -> None:
+        if self.gone:
+            raise BackendError("cannot use queues: File descriptor in bad state", where="tap tap0")
+        self.enabled.append(count)
+
+    def set_offload(self, flags: int) -> None:
+        self.offloads.append(flags)
+
     def close(self) -> None:
-        self._inside.close()
-        self.outside.close()
+        for queue in self.queues:
+            queue.inside.close()
+            queue.outside.close()

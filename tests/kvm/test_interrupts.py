@@ -11,7 +11,7 @@ import pytest
 from tests.kvm.code import HLT, SPIN, STI, mov, out, registers, running, start, wrmsr
 from vmm.kvm import abi, cpuid
 from vmm.kvm.exits import Halted, Interrupted, MmioWrite, PortWrite, VcpuExit
-from vmm.kvm.irqfd import assign_ioeventfd, assign_irqfd, pc_routes, set_gsi_routing
+from vmm.kvm.irqfd import assign_ioeventfd, assign_irqfd, irqchip_routes, set_gsi_routing
 from vmm.kvm.scratch import CODE, IDT, MMIO, REPORT, USER, ScratchGuest, gate
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
@@ -76,7 +76,7 @@ def test_irqfd_wakes_a_halted_guest(pc: ScratchGuest, eventfd: int, gsi: int, ve
 
 def test_routing(pc: ScratchGuest, eventfd: int) -> None:
     """KVM api.rst 4.52: the new table replaces the old one."""
-    set_gsi_routing(pc.vm, [*pc_routes(), (30, abi.KVM_IRQCHIP_PIC_MASTER, 3)])
+    set_gsi_routing(pc.vm, [*irqchip_routes(), (30, abi.KVM_IRQ_ROUTING_IRQCHIP, (abi.KVM_IRQCHIP_PIC_MASTER, 3))])
     assign_irqfd(pc.vm, eventfd, 30)
     wait_for_interrupt(pc, 0x23)
     os.eventfd_write(eventfd, 1)
@@ -86,8 +86,8 @@ def test_routing(pc: ScratchGuest, eventfd: int) -> None:
 
 
 def test_too_many_routes(pc: ScratchGuest) -> None:
-    with pytest.raises(ValueError, match="65 GSI routes"):
-        set_gsi_routing(pc.vm, [(0, 0, 0)] * 65)
+    with pytest.raises(ValueError, match=f"{abi.KVM_MAX_ROUTES + 1} GSI routes"):
+        set_gsi_routing(pc.vm, [(0, 0, ())] * (abi.KVM_MAX_ROUTES + 1))
 
 
 @pytest.mark.parametrize("value", [None, 3])

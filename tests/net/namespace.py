@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,6 +53,14 @@ def without_net_admin() -> Iterator[None]:
 def ip(arguments: str) -> str:
     """Run `ip` with these arguments."""
     return subprocess.run(["ip", *arguments.split()], check=True, capture_output=True, text=True).stdout
+
+
+def await_carrier(name: str) -> None:
+    """Until the device *name* has come up: before, the host drops what it would send (net/core/link_watch.c)."""
+    deadline = time.monotonic() + 5
+    while " UP " not in ip(f"-br link show {name}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def links() -> set[str]:

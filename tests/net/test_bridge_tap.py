@@ -80,6 +80,15 @@ def test_frames_pass_between_a_veth_and_the_tap(bridge: str) -> None:
         assert wire.recv(2048) == back
 
 
+def test_a_tap_with_several_queues(bridge: str, nothing_left: None) -> None:
+    with contextlib.closing(create_bridge_tap(bridge, queues=3)) as tap:
+        tap.enable(3)
+        assert len(tap.queues) == 3
+        assert show(tap.name)["linkinfo"]["info_data"]["numqueues"] == 3
+        frame = BROADCAST + GUEST_MAC + ETHERTYPE_TEST + bytes(60)
+        assert all(send(tap, frame, queue=queue) for queue in range(3))
+
+
 def test_closing_takes_the_tap_away(bridge: str, nothing_left: None) -> None:
     tap = create_bridge_tap(bridge)
     assert tap.name in links()

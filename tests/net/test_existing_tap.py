@@ -14,12 +14,14 @@ from collections.abc import Iterator
 import pytest
 
 from vmm.errors import BackendError, ConfigError
-from vmm.host.tap import TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO_ECN, Tap, open_tap
+from vmm.host.tap import TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO_ECN, TUN_F_USO, TUN_F_USO4, Tap, open_tap
 
-from .frames import ETHERTYPE_TEST, GUEST_MAC, arp_request, await_frame, receive, send
-from .namespace import ip, links, network_namespace, without_net_admin
+from .frames import ETHERTYPE_TEST, GUEST_MAC, arp_request, await_frame, receive, send, udp_frame
+from .namespace import await_carrier, ip, links, network_namespace, without_net_admin
 
 pytestmark = pytest.mark.net
+
+TUNGETVNETHDRSZ = 0x800454D7  # linux/if_tun.h
 
 HOLD = """
 import sys, time
@@ -44,12 +46,9 @@ def held(name: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[Tap]:
-    """The tap, once its carrier has come up: until then the host drops what it would send (net/core/link_watch.c)."""
+    """The tap, once its carrier has come up."""
     with contextlib.closing(open_tap(name)) as tap:
-        deadline = time.monotonic() + 5
-        while " UP " not in ip(f"-br link show {name}"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        await_carrier(name)
         yield tap
 
 
@@ -68,28 +67,28 @@ def test_a_frame_is_scattered_and_cut(tap_name: str) -> None:
         assert send(tap, arp_request(b"\x0a\x00\x00\x01"))
         await_frame(tap)
         parts = [bytearray(size) for size in (5, 7, 6, 10)]
-        assert tap.readv([memoryview(part) for part in parts]) == 28
+        assert tap.queues[0].readv([memoryview(part) for part in parts]) == 28
         assert parts[2] == GUEST_MAC
 
 
 def test_nothing_waits(tap_name: str) -> None:
     with opened(tap_name) as tap:
-        assert tap.readv([memoryview(bytearray(2048))]) == 0
+        assert tap.queues[0].readv([memoryview(bytearray(2048))]) == 0
 
 
 def test_the_descriptor_is_close_on_exec_and_does_not_block(tap_name: str) -> None:
     with opened(tap_name) as tap:
-        assert not os.get_inheritable(tap.fileno())
-        assert not os.get_blocking(tap.fileno())
+        assert not os.get_inheritable(tap.queues[0].fileno())
+        assert not os.get_blocking(tap.queues[0].fileno())
 
 
 def test_malformed_frames_are_dropped(tap_name: str) -> None:
     with opened(tap_name) as tap:
-        assert not tap.writev([])
-        assert not tap.writev([memoryview(bytes(11))])  # shorter than its header
+        assert not tap.queues[0].writev([])
+        assert not tap.queues[0].writev([memoryview(bytes(11))])  # shorter than its header
         assert not send(tap, b"too short")
         assert not send(tap, arp_request(b"\x0a\x00\x00\x01"), header=b"\x00\x7f" + b"\xff" * 10)  # no such GSO type
-        assert not tap.writev([memoryview(bytes(1))] * 5000)
+        assert not tap.queues[0].writev([memoryview(bytes(1))] * 5000)
         assert send(tap, arp_request(b"\x0a\x00\x00\x01"))
 
 
@@ -97,7 +96,7 @@ def test_buffers_too_small_for_a_header_lose_the_frame(tap_name: str) -> None:
     with opened(tap_name) as tap:
         assert send(tap, arp_request(b"\x0a\x00\x00\x01"))
         await_frame(tap)
-        assert tap.readv([memoryview(bytearray(11))]) == 0
+        assert tap.queues[0].readv([memoryview(bytearray(11))]) == 0
 
 
 def test_frames_sent_while_the_tap_is_down_are_dropped(tap_name: str) -> None:
@@ -139,7 +138,7 @@ def test_a_deleted_tap_is_an_error(tap_name: str) -> None:
     with contextlib.closing(open_tap(tap_name)) as tap:
         ip("link del tap0")
         with pytest.raises(BackendError, match=r"^tap tap0: cannot read: File descriptor in bad state"):
-            tap.readv([memoryview(bytearray(2048))])
+            tap.queues[0].readv([memoryview(bytearray(2048))])
         assert not send(tap, arp_request(b"\x0a\x00\x00\x01"))
 
 
@@ -195,14 +194,70 @@ def test_loopback_is_no_tap(netns: None) -> None:
         open_tap("lo")
 
 
-def test_a_multi_queue_tap_is_refused(netns: None) -> None:
+# Several queues.
+
+
+@pytest.fixture
+def multi_queue(netns: None) -> str:
+    """As `tap_name`, but a tap that may have several queues."""
     ip("tuntap add dev tap0 mode tap multi_queue")
+    ip("link set tap0 addrgenmode none")
+    ip("address add 10.0.0.1/24 dev tap0")
+    ip("link set tap0 up")
+    return "tap0"
+
+
+def test_a_multi_queue_tap_used_with_one_queue(multi_queue: str) -> None:
+    with opened(multi_queue) as tap:
+        assert send(tap, arp_request(b"\x0a\x00\x00\x01"))
+        assert receive(tap, b"\x08\x06")[1][:6] == GUEST_MAC
+
+
+def test_each_queue_gets_the_flows_it_sends(multi_queue: str) -> None:
+    """VIRTIO 1.2 §5.1.6.5.5.1: incoming packets of a flow come to the queue of the pair that sent for it."""
+    with contextlib.closing(open_tap(multi_queue, queues=3)) as tap:
+        tap.enable(3)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.bind(("10.0.0.1", 9))
+            ip("neigh add 10.0.0.2 lladdr 52:54:00:00:00:01 dev tap0")
+            for queue in (2, 0, 1):
+                assert send(tap, udp_frame(b"\x0a\0\0\2", b"\x0a\0\0\1", 1000 + queue, 9), queue=queue)
+                time.sleep(0.05)
+                udp.sendto(b"hello", ("10.0.0.2", 1000 + queue))
+                assert receive(tap, b"\x08\0", queue=queue)[1].endswith(b"hello")
+
+
+def test_queues_are_switched_off_and_on(multi_queue: str) -> None:
+    with contextlib.closing(open_tap(multi_queue, queues=3)) as tap:
+        for count in (1, 3, 2, 3):
+            if count != 1:  # as it is at first
+                tap.enable(count)
+            shown = ip("-details link show tap0")
+            assert f"numqueues {count} " in shown
+            assert f"numdisabled {3 - count} " in shown
+
+
+def test_a_tap_with_one_queue_is_not_enough(tap_name: str, nothing_left: None) -> None:
     with pytest.raises(BackendError) as caught:
-        open_tap("tap0")
+        open_tap(tap_name, queues=2)
     assert str(caught.value) == (
-        "tap tap0: was made with multi_queue; pyvmm uses one queue\n"
-        "  run: sudo ip link del tap0 && sudo ip tuntap add dev tap0 mode tap user $USER && sudo ip link set tap0 up"
+        "tap tap0: has one queue, not 2\n"
+        "  run: sudo ip link del tap0 && "
+        "sudo ip tuntap add dev tap0 mode tap user $USER multi_queue && sudo ip link set tap0 up"
     )
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_a_multi_queue_tap_is_not_shared(multi_queue: str, nothing_left: None, queues: int) -> None:
+    with held(multi_queue) as pid, pytest.raises(BackendError, match=rf"is in use by .* \(pid {pid}\)"):
+        open_tap(multi_queue, queues=queues)
+
+
+def test_udp_is_segmented_where_the_kernel_can(tap_name: str) -> None:
+    with contextlib.closing(open_tap(tap_name)) as tap:
+        assert tap.segments_udp
+        tap.set_offload(TUN_F_CSUM | TUN_F_USO)
+        tap.set_offload(TUN_F_CSUM | TUN_F_USO4)  # one without the other is left out
 
 
 def test_a_busy_tap_names_its_holder(tap_name: str, nothing_left: None) -> None:
@@ -259,4 +314,5 @@ def test_a_tap_that_is_down(netns: None) -> None:
 
 def test_the_frame_header_has_twelve_bytes(tap_name: str) -> None:
     with contextlib.closing(open_tap(tap_name)) as tap:
-        assert int.from_bytes(fcntl.ioctl(tap.fileno(), 0x800454D7, bytes(4)), "little") == 12  # TUNGETVNETHDRSZ
+        size = fcntl.ioctl(tap.queues[0].fileno(), TUNGETVNETHDRSZ, bytes(4))
+        assert int.from_bytes(size, "little") == 12

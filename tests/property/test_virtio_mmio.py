@@ -16,6 +16,7 @@ from vmm.host.disk.raw import RawDisk
 from vmm.virtio.blk import BlkDevice
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.net import NetDevice
+from vmm.virtio.net_python import PythonPath
 from vmm.virtio.rng import RngDevice
 from vmm.virtio.spec import Status
 
@@ -29,19 +30,21 @@ strewn = st.lists(st.tuples(st.sampled_from(["desc", "driver"]), st.integers(0, 
 
 
 class World:
-    """Each kind of device, with what it needs around it."""
+    """Each kind of device, with what it needs around it, behind a *transport* as `Rig`'s."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, transport: str = "mmio") -> None:
         self.loop, self.tap = SteppedLoop(), SocketTap()
         self.image = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed in close()
         self.image.truncate(1 << 16)
         self.disk = RawDisk(self.image.name)
         make: dict[str, Callable[[], VirtioDevice]] = {
-            "blk": lambda: BlkDevice("vda", self.disk),
-            "net": lambda: NetDevice("net0", self.tap, self.loop, mac=b"\x52\x54\0\0\0\1", mtu=1500),
+            "blk": lambda: BlkDevice("vda", self.disk, self.loop),
+            "net": lambda: NetDevice(
+                "net0", self.tap, self.loop, PythonPath(self.tap, self.loop), mac=b"\x52\x54\0\0\0\1", mtu=1500
+            ),
             "rng": lambda: RngDevice("rng0"),
         }
-        self.rig = Rig(make[kind](), memory_bytes=MIB)
+        self.rig = Rig(make[kind](), memory_bytes=MIB, kind=transport)
 
     def frames(self) -> None:
         """Let frames come in, and the loop turn."""

@@ -20,6 +20,9 @@ VALUES = FACTS | {"config", "mac"}
 MECHANISMS = {"bus", "eventloop", "host", "memory"}
 ROOMS = {"boot", "devices", "kvm", "virtio"}
 
+#: Of the machine's composition.
+PARTS = {"halt", "native", "pci", "processors", "runner", "session", "virtio_devices"}
+
 #: What each room may import besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
     **{fact: set() for fact in FACTS},
@@ -27,10 +30,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": FACTS | {"mac"},
     **dict.fromkeys(MECHANISMS, VALUES),
     **dict.fromkeys(ROOMS, VALUES | MECHANISMS),
+    "native": set(),
+    "virtio": VALUES | MECHANISMS | {"native"},
     "runner": VALUES | {"bus", "kvm", "memory"},
     "backends": VALUES | {"host"},
-    "session": VALUES | {"backends", "kvm"},
-    "machine": VALUES | MECHANISMS | ROOMS | {"runner", "session"},
+    "session": VALUES | {"backends", "kvm", "native"},
+    "virtio_devices": VALUES | MECHANISMS | {"session", "virtio"},
+    "halt": {"eventloop", "kvm", "runner"},
+    "processors": VALUES | {"boot", "kvm", "memory", "session"},
+    "pci": VALUES | MECHANISMS | ROOMS,
+    "machine": VALUES
+    | MECHANISMS
+    | ROOMS
+    | {"halt", "native", "pci", "processors", "runner", "session", "virtio_devices"},
     "cli": VALUES | {"machine", "session"},
     "__main__": {"cli"},
 }
@@ -40,6 +52,11 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("vmm.cli.doctor", "vmm.host.doctor"): "the doctor looks at the host where no machine can be built",
     ("vmm.cli.doctor", "vmm.kvm.doctor"): "the same",
     ("vmm.cli.main", "vmm.kvm.assist.probe"): "which kind of host this is, is told without a machine",
+    ("vmm.native.plain", "vmm.bus"): "it follows what is on the buses; machine puts it between them and the vCPUs",
+    ("vmm.virtio.transport.pci", "vmm.devices.pci.config"): "a virtio device on PCI is a PCI function",
+    ("vmm.virtio.transport.pci", "vmm.devices.pci.msix"): "the same",
+    ("vmm.virtio.transport.pci_config", "vmm.devices.pci.config"): "the same",
+    ("vmm.virtio.transport.pci_config", "vmm.devices.pci.msix"): "the same",
 }
 
 

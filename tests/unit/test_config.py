@@ -16,13 +16,15 @@ from vmm.config import (
     DiskConfig,
     MachineConfig,
     NetConfig,
+    NetLimits,
+    Rate,
     parse_disk,
     parse_net,
     parse_size,
     parse_trace,
 )
 from vmm.errors import ConfigError
-from vmm.layout import VIRTIO_GSIS
+from vmm.layout import PCI_SLOTS, VIRTIO_GSIS
 
 KIB, MIB, GIB, TIB = (1 << shift for shift in (10, 20, 30, 40))
 
@@ -70,10 +72,41 @@ def test_any_text_is_a_size_or_a_config_error(text: str) -> None:
         ("a,,,readonly", DiskConfig(path="a,", readonly=True)),
         ("a.img,serial=x=y", DiskConfig(path="a.img", serial="x=y")),
         ("a.img,serial=x,,y", DiskConfig(path="a.img", serial="x,y")),
+        ("a,cache=none,discard=off,queues=4", DiskConfig(path="a", cache="none", discard=False, queues=4)),
+        ("a,werror=stop,cache=unsafe", DiskConfig(path="a", werror="stop", cache="unsafe")),
+        (
+            "a,iops=1000,bw=10M/50M",
+            DiskConfig(
+                path="a",
+                iops=Rate(per_second=1000, burst=100),
+                bw=Rate(per_second=10 * MIB, burst=50 * MIB),
+            ),
+        ),
     ],
 )
 def test_disks(text: str, disk: DiskConfig) -> None:
     assert parse_disk(text) == disk
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ",readonly",
+        "a,cache=writethrough",
+        "a,cache",
+        "a,discard=maybe",
+        "a,queues=0",
+        "a,queues=17",
+        "a,queues=-1",
+        "a,werror=enospc",
+        "a,size=1G",
+    ],
+)
+def test_what_is_no_disk(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_disk(text)
+    assert caught.value.where == "--disk"
 
 
 @given(st.text(min_size=1, max_size=30).filter(lambda path: "\0" not in path))
@@ -90,17 +123,48 @@ def test_any_path_can_be_written(path: str) -> None:
         ("bridge=br0", NetConfig(bridge="br0")),
         ("tap=tap0,mtu=9000", NetConfig(tap="tap0", mtu=9000)),
         ("bridge=br0,mac=52:54:00:00:00:01", NetConfig(bridge="br0", mac=bytes.fromhex("525400000001"))),
+        ("tap=tap0,queues=4", NetConfig(tap="tap0", queues=4)),
+        (
+            "tap=tap0,rx_bw=10M/50M,tx_pps=1000",
+            NetConfig(
+                tap="tap0",
+                limits=NetLimits(
+                    rx_bw=Rate(per_second=10 * MIB, burst=50 * MIB), tx_pps=Rate(per_second=1000, burst=100)
+                ),
+            ),
+        ),
     ],
 )
 def test_cards(text: str, net: NetConfig) -> None:
     assert parse_net(text) == net
 
 
-@pytest.mark.parametrize("text", ["", "br0", "bridge", "bridge=", "bridge=a,tap=b", "tap=t,mtu=-1", "tap=t,mtu=65536"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "br0",
+        "bridge",
+        "bridge=",
+        "bridge=a,tap=b",
+        "tap=t,mtu=-1",
+        "tap=t,mtu=65536",
+        "tap=t,queues=0",
+        "tap=t,queues=17",
+        "tap=t,queues=two",
+    ],
+)
 def test_what_is_no_card(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_net(text)
     assert caught.value.where == "--net"
+
+
+@pytest.mark.parametrize("text", ["0", "", "x", "-1", "1.5M", "10M/", "10M/0", "/5", "10M/5/5", "1T", "1234567890"])
+def test_what_is_no_limit(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_net(f"tap=t,tx_bw={text}")
+    assert (caught.value.where or "").startswith("--net")
 
 
 # Machines.
@@ -118,6 +182,8 @@ def test_trace_kinds() -> None:
         ("memory_bytes", [MEMORY_MIN, MEMORY_MAX, MEMORY_MIN + 4096]),
         ("timeout_s", [None, 0.001, 1e9]),
         ("serial", ["stdio", "null", "file:x", "file:a,b"]),
+        ("transport", ["mmio", "pci"]),
+        ("engine", [None, "native", "python"]),
         ("disks", [(DiskConfig(path="a"),) * (len(VIRTIO_GSIS) - 1)]),
     ],
 )
@@ -134,6 +200,8 @@ def test_what_can_be(field: str, good: list[Any]) -> None:
         ("timeout_s", [0.0, -1.0, float("nan"), float("inf")], "--timeout"),
         ("serial", ["", "pty", "file:", "stdout"], "--serial"),
         ("boot", ["", "uefi"], "--boot"),
+        ("transport", ["", "ccw"], "--transport"),
+        ("engine", ["", "c"], "--engine"),
         ("trace", [frozenset({"pio", "irq"})], "--trace"),
         ("disks", [(DiskConfig(path="a"),) * len(VIRTIO_GSIS)], "--disk, --net"),
     ],
@@ -143,6 +211,14 @@ def test_what_cannot_be(field: str, bad: list[Any], where: str) -> None:
         with pytest.raises(ConfigError) as caught:
             MachineConfig(kernel="k", **{field: value})
         assert caught.value.where == where
+
+
+def test_a_pci_bus_has_room_for_more_devices() -> None:
+    disks = (DiskConfig(path="a"),) * (PCI_SLOTS - 1)
+    MachineConfig(kernel="k", transport="pci", disks=disks)
+    with pytest.raises(ConfigError, match="1 too many") as caught:
+        MachineConfig(kernel="k", transport="pci", disks=(*disks, DiskConfig(path="b")))
+    assert caught.value.where == "--disk, --net"
 
 
 def test_a_configuration_is_frozen_and_comparable() -> None:

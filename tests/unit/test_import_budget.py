@@ -33,6 +33,7 @@ NOT_NEEDED = {
     "vmm.boot.zeropage",
     "vmm.cli.doctor",
     "vmm.cli.stats",
+    "vmm.devices.pci",
     "vmm.host.doctor",
     "vmm.host.net",
     "vmm.host.tap",
@@ -40,6 +41,7 @@ NOT_NEEDED = {
     "vmm.kvm.doctor",
     "vmm.kvm.report",
     "vmm.kvm.scratch",
+    "vmm.pci",
     "vmm.virtio.net",
 }
 

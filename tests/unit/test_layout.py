@@ -43,7 +43,9 @@ def test_the_low_structures_do_not_overlap() -> None:
 
 def test_the_hole_holds_its_devices_apart() -> None:
     devices = [
+        (layout.PCI_BARS, layout.PCI_BARS_SIZE),
         (layout.VIRTIO_MMIO_BASE, layout.VIRTIO_MMIO_STRIDE * len(layout.VIRTIO_GSIS)),
+        (layout.PCI_ECAM, layout.PCI_ECAM_SIZE),
         (layout.IOAPIC_BASE, layout.PAGE),
         (layout.LAPIC_BASE, layout.PAGE),
         (layout.KVM_IDENTITY_MAP, layout.PAGE),
@@ -60,3 +62,17 @@ def test_every_virtio_interrupt_is_an_ioapic_pin_of_its_own() -> None:
     assert len(set(layout.VIRTIO_GSIS)) == len(layout.VIRTIO_GSIS)
     assert not legacy & set(layout.VIRTIO_GSIS)
     assert max(layout.VIRTIO_GSIS) < layout.IOAPIC_PINS
+
+
+@pytest.mark.parametrize("memory", [128 << 20, 3 * GIB, 3 * GIB + layout.PAGE, 4 * GIB, 64 * GIB])
+def test_pci_windows_stay_out_of_ram(memory: int) -> None:
+    windows = layout.pci_windows(memory)
+    ranges = sorted([*windows, *layout.ram_regions(memory)])
+    for (start, size), (following, _) in itertools.pairwise(ranges):
+        assert start + size <= following
+    assert windows[1][0] >= layout.ABOVE_4G
+    assert windows[0][0] + layout.PCI_BAR_STRIDE * (layout.PCI_SLOTS + 1) <= sum(windows[0])
+
+
+def test_every_pci_interrupt_is_an_ioapic_pin_that_is_no_isa_interrupt() -> None:
+    assert all(16 <= gsi < layout.IOAPIC_PINS for gsi in layout.PCI_GSIS)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +49,33 @@ def test_numbers_are_little_endian(memory: GuestMemory) -> None:
     memory.store_u32(0x202, 0x0304_0506)
     memory.store_u64(0x206, 0x0708_090A_0B0C_0D0E)
     assert memory.read(0x200, 14).hex() == "0201060504030e0d0c0b0a090807"
+
+
+_WATCH = """
+int watch(volatile unsigned short *at, unsigned short only, long times)
+{
+    while (times && *at == only)
+        times--;
+    return times != 0;
+}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc: only a tight loop can see it")
+def test_a_number_is_stored_at_once(memory: GuestMemory, tmp_path: Path) -> None:
+    """VIRTIO 1.2 §2.7.8: a driver may look at an index at any time, so nothing may ever be there but the old value or
+    the new."""
+    (tmp_path / "watch.c").write_text(_WATCH)
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", "watch.so", "watch.c"], cwd=tmp_path, check=True)
+    library = ctypes.CDLL(str(tmp_path / "watch.so"))
+    memory.store_u16(0, 0x1234)
+    seen: list[int] = []
+    address = ctypes.c_void_p(memory.regions[0][2])
+    watcher = threading.Thread(target=lambda: seen.append(library.watch(address, 0x1234, ctypes.c_long(400_000_000))))
+    watcher.start()
+    while watcher.is_alive():
+        memory.store_u16(0, 0x1234)
+    assert seen == [0]
 
 
 def test_a_view_is_the_memory_itself(memory: GuestMemory) -> None:

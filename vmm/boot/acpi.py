@@ -1,4 +1,4 @@
-"""The ACPI tables of the machine (ACPI 6.4): RSDP, XSDT, FADT, MADT, DSDT, FACS, back to back from the RSDP on.
+"""The ACPI tables of the machine (ACPI 6.4): RSDP, XSDT, FADT, MADT, DSDT, FACS, MCFG, back to back from the RSDP on.
 
 Interrupts follow KVM's default routing, where GSI n is IO-APIC pin n, the timer's IRQ 0 included: so there is no
 source override for IRQ 0. The SCI is an irqfd and thus an edge, which ISA IRQ 9 needs an override to be.
@@ -14,6 +14,9 @@ from vmm.boot import aml
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    #: The windows for BARs, `(gpa, size)` each, and `(slot, GSI of INTA#)` of each function.
+    Pci = tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]
 
 #: The PM block at `layout.PORT_ACPI_PM`: offset and length in bytes of each register group (ACPI 6.4 §4.8.3).
 PM1_EVENT, PM1_EVENT_SIZE = 0x0, 4
@@ -39,10 +42,11 @@ _PCAT_COMPAT = 1 << 0  # MADT flags: there are 8259s too
 _EDGE_ACTIVE_HIGH = 0b0101  # MPS INTI flags
 
 
-def build_tables(cpus: int, virtio: Sequence[tuple[int, int, int]]) -> bytes:
+def build_tables(cpus: int, virtio: Sequence[tuple[int, int, int]], pci: Pci | None = None) -> bytes:
     """All tables, for `layout.ACPI_TABLES`; the RSDP comes first.
 
-    *cpus* is 1 to 254, APIC ids from 0; *virtio* has `(gpa, size, gsi)` of each virtio-mmio device.
+    *cpus* is 1 to 254, APIC ids from 0; *virtio* has `(gpa, size, gsi)` of each virtio-mmio device; *pci* is bus 0,
+    None if there is none.
     """
     blob = bytearray(_RSDP_SIZE)
 
@@ -54,10 +58,13 @@ def build_tables(cpus: int, virtio: Sequence[tuple[int, int, int]]) -> bytes:
         return gpa
 
     facs = add(struct.pack("<4sIIIIQB31x", b"FACS", _FACS_SIZE, 0, 0, 0, 0, 2))
-    dsdt = add(_table(b"DSDT", 2, _dsdt(virtio)))
+    dsdt = add(_table(b"DSDT", 2, _dsdt(virtio, pci)))
     fadt = add(_table(b"FACP", 6, _fadt(facs, dsdt)))
     madt = add(_table(b"APIC", 5, _madt(cpus)))
-    xsdt = add(_table(b"XSDT", 1, struct.pack("<2Q", fadt, madt)))
+    listed = [fadt, madt]
+    if pci is not None:
+        listed.append(add(_table(b"MCFG", 1, struct.pack("<8xQHBB4x", layout.PCI_ECAM, 0, 0, 0))))
+    xsdt = add(_table(b"XSDT", 1, struct.pack(f"<{len(listed)}Q", *listed)))
     blob[:_RSDP_SIZE] = _rsdp(xsdt)
     return bytes(blob)
 
@@ -122,7 +129,7 @@ def _madt(cpus: int) -> bytes:
     return body + struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1)
 
 
-def _dsdt(virtio: Sequence[tuple[int, int, int]]) -> bytes:
+def _dsdt(virtio: Sequence[tuple[int, int, int]], pci: Pci | None) -> bytes:
     zero = aml.integer(0)
     s5 = aml.name("_S5_", aml.package(aml.integer(SLP_TYP_S5), aml.integer(SLP_TYP_S5), zero, zero))
     devices = [
@@ -136,7 +143,34 @@ def _dsdt(virtio: Sequence[tuple[int, int, int]]) -> bytes:
     for index, (gpa, size, gsi) in enumerate(virtio):
         hardware_id = aml.string("LNRO0005")
         devices.append(_device(f"VR{index:02X}", hardware_id, aml.memory32(gpa, size), aml.interrupt(gsi), uid=index))
+    if pci is not None:
+        devices += _pci(*pci)
     return s5 + aml.scope("_SB_", *devices)
+
+
+def _pci(windows: Sequence[tuple[int, int]], lines: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The host bridge (PCI Firmware 3.2 §4.1.2), and what keeps others off its configuration space."""
+    zero = aml.integer(0)
+    routes = [aml.package(aml.integer(slot << 16 | 0xFFFF), zero, zero, aml.integer(gsi)) for slot, gsi in lines]
+    ecam = _device("ECAM", aml.eisa_id("PNP0C02"), aml.memory32(layout.PCI_ECAM, layout.PCI_ECAM_SIZE), uid=1)
+    bridge = aml.device(
+        "PCI0",
+        aml.name("_HID", aml.eisa_id("PNP0A08")),
+        aml.name("_CID", aml.eisa_id("PNP0A03")),
+        aml.name("_UID", zero),
+        aml.name("_SEG", zero),
+        aml.name("_BBN", zero),
+        aml.name(
+            "_CRS",
+            aml.resources(
+                aml.bus_numbers(0, 0),
+                aml.io(layout.PORT_PCI_CONFIG, 8),
+                *(aml.memory_window(gpa, size) for gpa, size in windows),
+            ),
+        ),
+        aml.name("_PRT", aml.package(*routes)),
+    )
+    return [ecam, bridge]
 
 
 def _device(path: str, hardware_id: bytes, *resources: bytes, uid: int = 0) -> bytes:

@@ -11,6 +11,7 @@ import struct
 
 _EXT = b"\x5b"
 _END_TAG = b"\x79\x00"
+_FIXED_RANGE = 0x0C  # produced and decoded from its first to its last address, neither of which moves
 
 
 def integer(value: int) -> bytes:
@@ -80,6 +81,16 @@ def memory32(gpa: int, size: int) -> bytes:
 def interrupt(gsi: int) -> bytes:
     """`Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) {gsi}`."""
     return struct.pack("<BHBBI", 0x89, 6, 0b0011, 1, gsi)
+
+
+def bus_numbers(first: int, last: int) -> bytes:
+    """`WordBusNumber`: the buses that a bridge makes."""
+    return struct.pack("<BHBBB5H", 0x88, 13, 2, _FIXED_RANGE, 0, 0, first, last, 0, last - first + 1)
+
+
+def memory_window(gpa: int, size: int) -> bytes:
+    """`QWordMemory (…, NonCacheable, ReadWrite, …)`: addresses that a bridge passes on."""
+    return struct.pack("<BHBBB5Q", 0x8A, 43, 0, _FIXED_RANGE, 1, 0, gpa, gpa + size - 1, 0, size)
 
 
 def _segment(segment: str) -> bytes:

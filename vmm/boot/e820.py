@@ -16,4 +16,5 @@ def memory_map(memory_bytes: int) -> list[tuple[int, int, int]]:
         (layout.ACPI_TABLES, layout.ACPI_TABLES_END - layout.ACPI_TABLES, ACPI),
         (layout.HIGH_RAM, low - layout.HIGH_RAM, RAM),
     ]
+    entries.append((layout.PCI_ECAM, layout.PCI_ECAM_SIZE, RESERVED))
     return entries + [(gpa, size, RAM) for gpa, size in high]

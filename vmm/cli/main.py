@@ -12,8 +12,11 @@ from vmm import __version__, outcome
 from vmm.cli.options import Option, Options, parse
 from vmm.config import (
     BOOT_PROTOCOLS,
+    CONSOLES,
+    ENGINES,
     MEMORY_DEFAULT,
     MIB,
+    TRANSPORTS,
     MachineConfig,
     parse_disk,
     parse_net,
@@ -50,14 +53,18 @@ OPTIONS = (
     Option("initrd", "initial RAM disk", metavar="FILE", short="i"),
     Option("append", "kernel command line, after what pyvmm adds", metavar="TEXT", short="a"),
     Option("disk", "raw image as a virtio disk; the first is the root file system unless root= says otherwise",
-           metavar="IMAGE[,readonly][,serial=TEXT]", short="d", repeatable=True),
+           metavar="IMAGE[,readonly][,cache=…][,queues=N][,iops=RATE][,bw=RATE]…", short="d", repeatable=True),
     Option("net", "network card on a new tap of a bridge, or on an existing tap",
-           metavar="bridge=NAME|tap=NAME[,mac=…][,mtu=…]", short="n", repeatable=True),
+           metavar="bridge=NAME|tap=NAME[,mac=…][,mtu=…][,queues=N][,rx_bw=RATE]…", short="n", repeatable=True),
     Option("cpus", "number of CPUs (1)", metavar="N", short="c"),
     Option("memory", f"RAM, such as 512M or 2G ({MEMORY_DEFAULT // MIB}M)", metavar="SIZE", short="m"),
     Option("boot", "how to enter the kernel (auto: the fastest)", metavar="|".join(BOOT_PROTOCOLS)),
     Option("kaslr", "let a bzImage unpack and move itself, at its own entry"),
+    Option("transport", "how the virtio devices are connected (mmio)", metavar="|".join(TRANSPORTS)),
+    Option("engine", "who does the disks' and network cards' work (native, if it is built)", metavar="|".join(ENGINES)),
     Option("serial", "where the serial console is (stdio)", metavar="stdio|file:PATH|null"),
+    Option("console", "what the terminal is in the guest: its serial port, or a virtio console (serial)",
+           metavar="|".join(CONSOLES)),
     Option("no-reboot", "end with exit code 122 when the guest reboots"),
     Option("timeout", "end with exit code 124 after this long", metavar="SECONDS"),
     Option("trace", f"tell on stderr of {', '.join(TRACE_KINDS)}", metavar="KIND[,…]"),
@@ -143,7 +150,10 @@ def _config(options: Options) -> MachineConfig:
         memory_bytes=parse_size(options.one("memory")) if options.has("memory") else MEMORY_DEFAULT,
         disks=tuple(map(parse_disk, options.all("disk"))),
         nets=tuple(map(parse_net, options.all("net"))),
+        transport=options.one("transport", "mmio"),
+        engine=options.one("engine") or None,
         serial=options.one("serial", "stdio"),
+        console=options.one("console", "serial"),
         reboot=not options.has("no-reboot"),
         timeout_s=options.seconds("timeout"),
         trace=parse_trace(options.one("trace")),
@@ -204,6 +214,9 @@ def _boot_until_the_end(session: Session, *, verbose: bool) -> Outcome:
     deadline = None if config.timeout_s is None else time.monotonic() + config.timeout_s
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, lambda number, _: session.stop(f"by {signal.Signals(number).name}"))
+    signal.signal(signal.SIGCONT, lambda *_: session.resume())
+    if config.console == "virtio":
+        signal.signal(signal.SIGWINCH, lambda *_: session.resized())
     signal.set_wakeup_fd(session.wake_fd, warn_on_full_buffer=False)
     while True:
         machine = Machine.build(session)

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from vmm.regs import RegisterBlock, register
+from vmm.regs import PlainRegister, RegisterBlock, register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ class Uart16550(RegisterBlock):
         self._received: deque[int] = deque()
         self._sending: deque[int] = deque()
         self._divisor = 12  # 9600 baud
-        self._ier = self._fcr = self._lcr = self._mcr = self._scratch = 0
+        self._ier = self._fcr = self._lcr = self._mcr = 0
+        self._scratch = bytearray(1)
+        self.plain = (PlainRegister(7, self._scratch, width=1, writable=True),)
         self._msr = _MSR_DCD | _MSR_DSR | _MSR_CTS
         self._overrun = False
         self._thr_interrupt = False
@@ -217,11 +219,11 @@ class Uart16550(RegisterBlock):
 
     @register(7, "SCR", width=1)
     def scratch(self) -> int:
-        return self._scratch
+        return self._scratch[0]
 
     @scratch.writer
     def _write_scratch(self, value: int) -> None:
-        self._scratch = value
+        self._scratch[0] = value
 
     # Inside the chip.
 

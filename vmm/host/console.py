@@ -1,4 +1,4 @@
-"""Where the guest's serial output goes: kept for crash reports, searched for a panic, and written to the host."""
+"""Where the output of the guest's consoles goes: kept for crash reports, searched for panics, written to the host."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class HostWriter:
 
 
 class ConsoleTail:
-    """The last `TAIL_SIZE` bytes of what was fed."""
+    """The last `TAIL_SIZE` bytes of what was fed, by any thread."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -182,17 +182,17 @@ class PanicWatch:
 
 
 class Console:
-    """The host's end of a serial port: a `ByteSink` over a `HostWriter`, or over nothing (*writer* None: discarded).
+    """The host's end of a guest's console: a `ByteSink` over a `HostWriter` (None: all is discarded).
 
-    *panicked* is called with the panic's message, each time one is printed, under the lock of the device that writes:
-    it must only make a note or ask the loop.
+    Several may share a writer and a *tail*. `panicked` is called with the panic's message, each time one is printed,
+    under the lock of the device that writes: it must only make a note or ask the loop.
     """
 
-    def __init__(self, writer: HostWriter | None, panicked: Callable[[str], None] = lambda _message: None) -> None:
-        self.tail = ConsoleTail()
+    def __init__(self, writer: HostWriter | None, *, tail: ConsoleTail | None = None) -> None:
+        self.tail = tail or ConsoleTail()
         self._writer = writer
         self._panic_watch = PanicWatch()
-        self.panicked = panicked
+        self.panicked: Callable[[str], None] = lambda _message: None
 
     def write(self, data: bytes) -> bool:
         """Take the guest's output *data*, all of it or (False) nothing."""

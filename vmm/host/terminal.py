@@ -40,6 +40,14 @@ Ctrl-A a       send Ctrl-A to the guest (as does Ctrl-A Ctrl-A)
 """
 
 
+def window_size(fd: int) -> tuple[int, int] | None:
+    """Columns and rows of the terminal *fd*; None if it is none."""
+    try:
+        return os.get_terminal_size(fd)
+    except OSError:
+        return None
+
+
 class EscapeFilter:
     """Takes the user's commands out of what is typed. Pure: bytes in; bytes for the guest and commands out."""
 

@@ -94,11 +94,13 @@ KVM_GUESTDBG_SINGLESTEP = 2
 KVM_GUESTDBG_USE_HW_BP = 0x20000
 
 KVM_IRQFD_FLAG_DEASSIGN = 1
+KVM_IRQFD_FLAG_RESAMPLE = 2
 KVM_IOEVENTFD_FLAG_DATAMATCH = 1
 KVM_IOEVENTFD_FLAG_PIO = 2
 KVM_IOEVENTFD_FLAG_DEASSIGN = 4
 KVM_PIT_SPEAKER_DUMMY = 1
 KVM_IRQ_ROUTING_IRQCHIP = 1
+KVM_IRQ_ROUTING_MSI = 2
 KVM_IRQCHIP_PIC_MASTER = 0
 KVM_IRQCHIP_PIC_SLAVE = 1
 KVM_IRQCHIP_IOAPIC = 2
@@ -275,13 +277,11 @@ class kvm_irq_routing_entry(ctypes.Structure):
         ("type", c_uint32),
         ("flags", c_uint32),
         ("pad", c_uint32),
-        ("irqchip", c_uint32),
-        ("pin", c_uint32),
-        ("union", c_uint32 * 6),
+        ("target", c_uint32 * 8),  # a union: irqchip and pin; of a message, address (low, high) and data
     ]
 
 
-KVM_MAX_ROUTES = 64
+KVM_MAX_ROUTES = 2048
 
 
 class kvm_irq_routing(ctypes.Structure):

@@ -9,7 +9,7 @@ import os
 import signal
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from vmm.errors import KvmError
 from vmm.kvm import abi, exits
@@ -32,6 +32,10 @@ _MSR = struct.Struct("<B7xIIQ")  # error, reason, index, data
 _DEBUG = struct.Struct("<IIQQQ")  # exception, pad, pc, dr6, dr7
 
 
+def _enter_by_ioctl(fd: int, _: mmap.mmap) -> Callable[[], int]:
+    return lambda: ctypes.get_errno() if run_ioctl(fd, _KVM_RUN, 0) < 0 else 0
+
+
 class Vcpu:
     """An open vCPU file descriptor and its shared `kvm_run` area.
 
@@ -51,6 +55,7 @@ class Vcpu:
         self._sync = abi.kvm_sync_regs.from_buffer(self._run, abi.RUN_SYNC_REGS)
         self.sregs = self._sync.sregs
         self.events = self._sync.events
+        self.enter_by(_enter_by_ioctl)
         self._port_read, self._port_write = exits.PortRead(), exits.PortWrite()
         self._mmio_read, self._mmio_write = exits.MmioRead(), exits.MmioWrite()
         self._thread: int | None = None
@@ -61,6 +66,13 @@ class Vcpu:
     def bind_to_thread(self) -> None:
         """Make the calling thread this vCPU's: the one that `kick` signals."""
         self._thread = threading.get_ident()
+
+    def enter_by(self, make: Callable[[int, mmap.mmap], Callable[[], int]]) -> None:
+        """Let what *make* gives, for the vCPU's file descriptor and `kvm_run`, do `KVM_RUN` from now on.
+
+        It returns 0 at an exit, or the errno.
+        """
+        self._enter = make(self.fd, self._run)
 
     def kick(self) -> None:
         """Get the vCPU out of the guest soon, whatever it does; any thread, before or during `run`."""
@@ -74,8 +86,9 @@ class Vcpu:
         Raises:
             KvmError: `KVM_RUN` itself failed.
         """
-        if run_ioctl(self.fd, _KVM_RUN, 0) < 0:
-            return self._interrupted(ctypes.get_errno())
+        error = self._enter()
+        if error:
+            return self._interrupted(error)
         # One look for the reason and for what the commonest exit comes with: every tenth of a microsecond counts here.
         reason, direction, size, port, count, offset = _unpack_exit(self._view, _EXIT_REASON)
         if reason == _EXIT_IO:
@@ -259,7 +272,7 @@ class Vcpu:
 
     def close(self) -> None:
         """Unmap `kvm_run` and drop the vCPU; not while its thread runs."""
-        del self.sregs, self.events, self._sync
+        del self._enter, self.sregs, self.events, self._sync
         self.regs.release()
         self._words.release()
         self._view.release()

@@ -72,9 +72,16 @@ class ActiveDevice:
         #: The eventfd that the driver's kicks of each queue signal.
         self.kick_fds = kick_fds
 
-    def serve(self, index: int, handle: Callable[[ActiveDevice, DescriptorChain], int]) -> None:
-        """Hand every buffer of queue *index* to *handle*, which returns how many bytes it wrote.
+    def serve(
+        self,
+        index: int,
+        handle: Callable[[ActiveDevice, DescriptorChain], int | None],
+        goes_on: Callable[[], bool] | None = None,
+    ) -> None:
+        """Hand every buffer of queue *index* to *handle*, which returns how many bytes it wrote (None: put it back).
 
+        *goes_on* is asked before each; when it says no, or a buffer was put back, the device sees to it that serving
+        goes on, for no kick may come.
         The driver sees the results at the end, at once, and gets one interrupt at most. After `TURN_BYTES` the rest
         waits for the next turn of the event loop. When the driver broke the ring the buffers before that still count.
 
@@ -89,10 +96,16 @@ class ActiveDevice:
         try:
             while True:
                 while credit > 0:
+                    if goes_on is not None and not goes_on():
+                        return
                     chain = queue.pop()
                     if chain is None:
                         break
-                    queue.push(chain.head, handle(self, chain))
+                    written = handle(self, chain)
+                    if written is None:
+                        queue.unpop()
+                        return
+                    queue.push(chain.head, written)
                     credit -= REQUEST_BYTES + chain.readable_bytes + chain.writable_bytes
                 else:
                     os.eventfd_write(self.kick_fds[index], 1)
@@ -124,6 +137,8 @@ class VirtioDevice:
     def __init__(self, name: str) -> None:
         #: What users, traces and counters call it.
         self.name = name
+        #: Raised whenever the configuration space changes, so that a driver can read it as a whole (§2.5.1).
+        self.generation = 0
 
     def read_config(self, offset: int, size: int) -> int:
         """*size* bytes of the configuration space at *offset*; zero where the device declares no field."""
@@ -139,6 +154,12 @@ class VirtioDevice:
 
     def activate(self, active: ActiveDevice) -> None:
         """The driver is ready; *active* may be used until `reset`."""
+
+    def rewire(self, active: ActiveDevice, index: int) -> None:
+        """What `active.interrupts.wire(index)` gives has changed. Only between `activate` and `reset`."""
+
+    def stop_queue(self, active: ActiveDevice, index: int) -> None:
+        """The driver takes queue *index* back: touch its memory no more. Only between `activate` and `reset`."""
 
     def notify(self, active: ActiveDevice, index: int) -> None:
         """Queue *index* has buffers. Only between `activate` and `reset`; may come without need.

@@ -76,8 +76,8 @@ class VirtQueue:
     """
 
     __slots__ = (
-        "_avail_event", "_avail_idx", "_driver", "_event_idx", "_indirect_max", "_memory", "_published", "_used_event",
-        "desc", "device", "driver", "next_avail", "next_used", "size", "stopped",
+        "_avail_event", "_avail_idx", "_memory", "_published", "_used_event",
+        "desc", "device", "driver", "event_idx", "indirect_max", "next_avail", "next_used", "size", "stopped",
     )  # fmt: skip
 
     def __init__(self, memory: GuestMemory, config: QueueConfig, features: int) -> None:
@@ -86,9 +86,9 @@ class VirtQueue:
         self.desc, self.driver, self.device = config.desc, config.driver, config.device
         self._used_event = self.driver + _RING + 2 * self.size
         self._avail_event = self.device + _RING + _USED_SIZE * self.size
-        self._event_idx = bool(features & Feature.EVENT_IDX)
+        self.event_idx = bool(features & Feature.EVENT_IDX)
         # Indirect tables may be longer than a ring that the driver made small, but never than the device promised.
-        self._indirect_max = config.max_size if features & Feature.INDIRECT_DESC else None
+        self.indirect_max = config.max_size if features & Feature.INDIRECT_DESC else None
         self._avail_idx = 0  # avail.idx when it was last read
         self._published = 0  # used.idx as the driver sees it
         #: The next entry to take from the available ring, and to fill in the used ring; both modulo 2^16.
@@ -114,7 +114,7 @@ class VirtQueue:
         memory = self._memory
         size = self.size
         head = memory.load_u16(self.driver + _RING + 2 * (self.next_avail & (size - 1)))
-        popped = _parse(memory, self.desc, size, head, indirect_max=self._indirect_max)
+        popped = _parse(memory, self.desc, size, head, indirect_max=self.indirect_max)
         self.next_avail = (self.next_avail + 1) & 0xFFFF
         return popped
 
@@ -139,14 +139,14 @@ class VirtQueue:
         memory.store_u16(self.device + 2, new)
         self._published = new
         memory.fence()  # used.idx before used_event or the flags: else both sides may wait for each other
-        if self._event_idx:
+        if self.event_idx:
             event = memory.load_u16(self._used_event)
             return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
         return not memory.load_u16(self.driver) & AVAIL_F_NO_INTERRUPT
 
     def suppress_kicks(self) -> None:
         """Ask the driver not to kick: the device is looking at the ring anyway."""
-        if not self._event_idx and not self.stopped:
+        if not self.event_idx and not self.stopped:
             self._memory.store_u16(self.device, USED_F_NO_NOTIFY)
         # With EVENT_IDX, leaving avail_event where it is asks for none.
 
@@ -154,7 +154,7 @@ class VirtQueue:
         """Ask the driver to kick for the next buffer; False if one came meanwhile, so that no kick may follow."""
         if self.stopped:
             return True
-        if self._event_idx:
+        if self.event_idx:
             self._memory.store_u16(self._avail_event, self.next_avail)
         else:
             self._memory.store_u16(self.device, 0)

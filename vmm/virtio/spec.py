@@ -11,6 +11,7 @@ class DeviceId:
 
     NET = 1
     BLOCK = 2
+    CONSOLE = 3
     ENTROPY = 4
 
 

@@ -32,6 +32,7 @@ class Tables:
         addresses = [entry for (entry,) in struct.iter_unpack("<Q", self.xsdt[36:])]
         self.fadt = self.at(addresses[0], b"FACP")
         self.madt = self.at(addresses[1], b"APIC")
+        self.mcfg = self.at(addresses[2], b"MCFG") if len(addresses) > 2 else None
         self.dsdt = self.at(struct.unpack_from("<Q", self.fadt, 140)[0], b"DSDT")
 
     def at(self, gpa: int, signature: bytes) -> bytes:
@@ -44,13 +45,21 @@ class Tables:
         return table
 
 
+PCI = (layout.pci_windows(1 << 30), [(slot, layout.PCI_GSIS[slot % 8]) for slot in range(1, layout.PCI_SLOTS + 1)])
+
+
 @pytest.fixture(scope="module")
 def tables() -> Tables:
     return Tables(acpi.build_tables(2, VIRTIO))
 
 
+@pytest.fixture(scope="module")
+def with_pci() -> Tables:
+    return Tables(acpi.build_tables(2, [], PCI))
+
+
 def test_they_fit_with_the_most_cpus_and_devices() -> None:
-    assert len(acpi.build_tables(254, VIRTIO)) <= layout.ACPI_TABLES_END - layout.ACPI_TABLES
+    assert len(acpi.build_tables(254, VIRTIO, PCI)) <= layout.ACPI_TABLES_END - layout.ACPI_TABLES
     Tables(acpi.build_tables(1, []))
 
 
@@ -114,6 +123,31 @@ def test_dsdt_has_every_device_at_its_address(tables: Tables) -> None:
     assert b"\x08_S5_\x12\x08\x04\x0a\x05\x0a\x05\x00\x00" in tables.dsdt
 
 
+def test_without_pci_there_is_no_trace_of_it(tables: Tables) -> None:
+    assert tables.mcfg is None
+    assert b"PCI0" not in tables.dsdt
+
+
+def test_mcfg_leads_to_the_configuration_space_of_bus_0(with_pci: Tables) -> None:
+    assert with_pci.mcfg is not None
+    assert struct.unpack("<8xQHBB4x", with_pci.mcfg[36:]) == (layout.PCI_ECAM, 0, 0, 0)
+    reserved = struct.pack("<BHBII", 0x86, 9, 1, layout.PCI_ECAM, layout.PCI_ECAM_SIZE)
+    assert with_pci.dsdt.count(reserved) == 1
+
+
+def test_the_host_bridge_has_one_bus_and_the_windows(with_pci: Tables) -> None:
+    assert struct.pack("<BHBBB5H", 0x88, 13, 2, 0x0C, 0, 0, 0, 0, 0, 1) in with_pci.dsdt
+    for gpa, size in PCI[0]:
+        window = struct.pack("<BHBBB5Q", 0x8A, 43, 0, 0x0C, 1, 0, gpa, gpa + size - 1, 0, size)
+        assert with_pci.dsdt.count(window) == 1
+
+
+def test_inta_of_each_slot_has_its_interrupt(with_pci: Tables) -> None:
+    for slot, gsi in PCI[1]:
+        route = aml.package(aml.integer(slot << 16 | 0xFFFF), b"\0", b"\0", aml.integer(gsi))
+        assert with_pci.dsdt.count(route) == 1
+
+
 @pytest.mark.parametrize(
     ("value", "encoded"),
     [
@@ -148,9 +182,13 @@ def test_package_lengths(size: int, length: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (Debian: acpica-tools) is not installed")
-def test_iasl_makes_the_same_dsdt_of_its_own_reading(tables: Tables, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["tables", "with_pci"])
+def test_iasl_makes_the_same_dsdt_of_its_own_reading(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    tables: Tables = request.getfixturevalue(which)
     (tmp_path / "dsdt.aml").write_bytes(tables.dsdt)
-    for table in (tables.fadt, tables.madt, tables.xsdt):
+    for table in (tables.fadt, tables.madt, tables.xsdt, *([tables.mcfg] if tables.mcfg else ())):
         path = tmp_path / (table[:4].decode().lower() + ".aml")
         path.write_bytes(table)
         _iasl(tmp_path, "-d", path.name)

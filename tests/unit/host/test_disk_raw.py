@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from vmm.errors import BackendError, ConfigError, VmmError
+from vmm.host.disk import raw
 from vmm.host.disk.raw import RawDisk
 
 
@@ -134,6 +136,7 @@ class open_disk:
 
 _HOLD = """
 import sys
+from vmm.host.disk import raw
 from vmm.host.disk.raw import RawDisk
 disk = RawDisk(sys.argv[1], readonly=sys.argv[2] == "ro")
 print("locked", flush=True)
@@ -257,4 +260,92 @@ def test_a_read_only_image_cannot_be_written(image: Path) -> None:
 def test_closing_twice(image: Path) -> None:
     disk = RawDisk(str(image))
     disk.close()
+    disk.close()
+
+
+# Cache modes, discards, zeroes.
+
+
+@pytest.fixture
+def page() -> Iterator[memoryview]:
+    with mmap.mmap(-1, 4096) as pages, memoryview(pages) as view:
+        yield view
+
+
+def test_around_the_page_cache(image: Path, page: memoryview) -> None:
+    disk = RawDisk(str(image), cache="none")
+    assert disk.direct_fd >= 0
+    assert disk.alignment in {512, 4096}
+    disk.preadv([page], 0)
+    assert page == bytes(range(256)) * 16
+    disk.pwritev([page[1:513]], 512)
+    disk.preadv([page], 0)
+    assert page[512:1024] == bytes(range(1, 256)) + bytes(range(256)) + b"\0", "what is not aligned is done too"
+    disk.close()
+
+
+def test_where_there_is_nothing_but_the_page_cache(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: str, flags: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(path, flags)
+
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(ConfigError, match="leave out cache=none"):
+        RawDisk(str(image), cache="none")
+
+
+@pytest.mark.parametrize(("cache", "syncs"), [("writeback", 1), ("none", 1), ("unsafe", 0)])
+def test_what_a_flush_does(image: Path, monkeypatch: pytest.MonkeyPatch, cache: str, syncs: int) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr("os.fdatasync", calls.append)
+    disk = RawDisk(str(image), cache=cache)
+    disk.flush()
+    assert len(calls) == syncs
+    disk.close()
+
+
+def test_discarded_bytes_are_zeroes(image: Path) -> None:
+    disk = RawDisk(str(image))
+    assert disk.can_discard
+    disk.discard(512, 1024)
+    disk.close()
+    content = bytes(range(256)) * 16
+    assert image.read_bytes() == content[:512] + bytes(1024) + content[1536:]
+
+
+def test_who_does_not_discard(image: Path) -> None:
+    for readonly, discard in ((True, True), (False, False)):
+        disk = RawDisk(str(image), readonly=readonly, discard=discard)
+        assert not disk.can_discard
+        disk.close()
+
+
+@pytest.mark.parametrize("unmap", [False, True])
+@pytest.mark.parametrize("missing", [(), (16,), (2, 16)])
+def test_zeroes_are_written_by_whatever_way_there_is(
+    image: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[int, ...], unmap: bool
+) -> None:
+    real = raw._fallocate
+
+    def fallocate(fd: int, mode: int, offset: int, size: int) -> int:
+        return errno.EOPNOTSUPP if mode in missing else real(fd, mode, offset, size)
+
+    monkeypatch.setattr(raw, "_fallocate", fallocate)
+    disk = RawDisk(str(image))
+    disk.write_zeroes(512, 1024, unmap=unmap)
+    disk.close()
+    content = bytes(range(256)) * 16
+    assert image.read_bytes() == content[:512] + bytes(1024) + content[1536:]
+
+
+def test_a_failing_discard(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = RawDisk(str(image))
+    monkeypatch.setattr(raw, "_fallocate", lambda *_: errno.EIO)
+    with pytest.raises(BackendError, match="discard of 512 bytes at 0x200 failed: Input/output error"):
+        disk.discard(512, 512)
+    with pytest.raises(BackendError, match="zeroing of 512 bytes at 0x200 failed: Input/output error"):
+        disk.write_zeroes(512, 512, unmap=True)
     disk.close()

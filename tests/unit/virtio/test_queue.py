@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.driver import MIB, Arena, DriverQueue
+from tests.fakes.native import NativeQueue, both_engines
 from vmm.errors import GuestFault
 from vmm.memory import GuestMemory
 from vmm.virtio.queue import QueueConfig, QueueError, VirtQueue
@@ -25,22 +26,30 @@ def pair(memory: GuestMemory, size: int = 8, features: int = 0) -> tuple[DriverQ
     return driver, configured(driver).activate(memory, features)
 
 
+def engine_pair(
+    engine: str, memory: GuestMemory, size: int = 8, features: int = 0
+) -> tuple[DriverQueue, VirtQueue | NativeQueue]:
+    driver, queue = pair(memory, size, features)
+    return driver, NativeQueue(memory, queue) if engine == "native" else queue
+
+
 def configured(driver: DriverQueue) -> QueueConfig:
     config = QueueConfig(256)
     config.size, config.desc, config.driver, config.device = driver.size, driver.desc, driver.driver, driver.device
     return config
 
 
-def serve_one(queue: VirtQueue, written: int = 0) -> int:
+def serve_one(queue: VirtQueue | NativeQueue, written: int = 0) -> int:
     chain = queue.pop()
     assert chain is not None
     queue.push(chain.head, written)
     return chain.head
 
 
+@both_engines
 @pytest.mark.parametrize("features", [0, Feature.EVENT_IDX])
-def test_buffers_go_round_and_round(memory: GuestMemory, features: int) -> None:
-    driver, queue = pair(memory, 4, features)
+def test_buffers_go_round_and_round(engine: str, memory: GuestMemory, features: int) -> None:
+    driver, queue = engine_pair(engine, memory, 4, features)
     for turn in range(70_000 // 4):
         if turn % 1000 == 0:
             driver.arena = Arena(memory, 0x10_0000, memory.memory_bytes)
@@ -51,8 +60,9 @@ def test_buffers_go_round_and_round(memory: GuestMemory, features: int) -> None:
         assert driver.collect() == [(head, turn) for head in heads]
 
 
-def test_used_buffers_are_seen_all_at_once(memory: GuestMemory) -> None:
-    driver, queue = pair(memory)
+@both_engines
+def test_used_buffers_are_seen_all_at_once(engine: str, memory: GuestMemory) -> None:
+    driver, queue = engine_pair(engine, memory)
     heads = [driver.add([driver.arena.writable(4)]) for _ in range(3)]
     for _ in heads:
         serve_one(queue)
@@ -62,8 +72,9 @@ def test_used_buffers_are_seen_all_at_once(memory: GuestMemory) -> None:
     assert not queue.publish(), "nothing new: no interrupt"
 
 
-def test_unpop_gives_the_same_buffer_again(memory: GuestMemory) -> None:
-    driver, queue = pair(memory)
+@both_engines
+def test_unpop_gives_the_same_buffer_again(engine: str, memory: GuestMemory) -> None:
+    driver, queue = engine_pair(engine, memory)
     heads = [driver.add([driver.arena.writable(4)]) for _ in range(2)]
     first = queue.pop()
     queue.unpop()
@@ -71,25 +82,28 @@ def test_unpop_gives_the_same_buffer_again(memory: GuestMemory) -> None:
     assert [serve_one(queue), serve_one(queue)] == heads
 
 
+@both_engines
 @pytest.mark.parametrize("jump", [9, 100, 0x7FFF, -1, -8])
-def test_avail_idx_must_not_jump(memory: GuestMemory, jump: int) -> None:
-    driver, queue = pair(memory)
+def test_avail_idx_must_not_jump(engine: str, memory: GuestMemory, jump: int) -> None:
+    driver, queue = engine_pair(engine, memory)
     driver.set_avail_idx(jump)
     for look in (queue.pop, queue.want_kicks):
         with pytest.raises(QueueError, match="jumped"):
             look()
 
 
-def test_a_bad_chain_stays_in_the_queue(memory: GuestMemory) -> None:
-    driver, queue = pair(memory)
+@both_engines
+def test_a_bad_chain_stays_in_the_queue(engine: str, memory: GuestMemory) -> None:
+    driver, queue = engine_pair(engine, memory)
     driver.offer(99)
     for _ in range(2):
         with pytest.raises(GuestFault, match="descriptor 99"):
             queue.pop()
 
 
-def test_interrupts_by_flag(memory: GuestMemory) -> None:
-    driver, queue = pair(memory)
+@both_engines
+def test_interrupts_by_flag(engine: str, memory: GuestMemory) -> None:
+    driver, queue = engine_pair(engine, memory)
     driver.set_avail_flags(1)
     driver.add([driver.arena.writable(4)])
     serve_one(queue)
@@ -100,10 +114,11 @@ def test_interrupts_by_flag(memory: GuestMemory) -> None:
     assert queue.publish()
 
 
+@both_engines
 @pytest.mark.parametrize("used_event", range(-3, 6))
 @pytest.mark.parametrize("batch", [1, 2, 4])
-def test_interrupts_by_event_index(memory: GuestMemory, used_event: int, batch: int) -> None:
-    driver, queue = pair(memory, features=Feature.EVENT_IDX)
+def test_interrupts_by_event_index(engine: str, memory: GuestMemory, used_event: int, batch: int) -> None:
+    driver, queue = engine_pair(engine, memory, features=Feature.EVENT_IDX)
     driver.set_used_event(used_event)
     driver.set_avail_flags(1)  # means nothing once EVENT_IDX is negotiated
     for _ in range(batch):
@@ -112,9 +127,10 @@ def test_interrupts_by_event_index(memory: GuestMemory, used_event: int, batch: 
     assert queue.publish() == (0 <= used_event < batch)
 
 
+@both_engines
 @pytest.mark.parametrize("features", [0, Feature.EVENT_IDX])
-def test_kicks_are_wanted_only_when_asked_for(memory: GuestMemory, features: int) -> None:
-    driver, queue = pair(memory, features=features)
+def test_kicks_are_wanted_only_when_asked_for(engine: str, memory: GuestMemory, features: int) -> None:
+    driver, queue = engine_pair(engine, memory, features=features)
     queue.suppress_kicks()
     driver.kick_wanted()
     driver.add([driver.arena.writable(4)])
@@ -170,8 +186,9 @@ def test_a_ring_may_end_where_ram_ends(memory: GuestMemory) -> None:
     config.activate(memory, 0)
 
 
-def test_the_indirect_limit_is_the_devices_not_the_drivers(memory: GuestMemory) -> None:
-    driver, queue = pair(memory, 2, Feature.INDIRECT_DESC)
+@both_engines
+def test_the_indirect_limit_is_the_devices_not_the_drivers(engine: str, memory: GuestMemory) -> None:
+    driver, queue = engine_pair(engine, memory, 2, Feature.INDIRECT_DESC)
     driver.add([driver.arena.readable(b"x") for _ in range(256)], indirect=True)
     chain = queue.pop()
     assert chain is not None

@@ -6,8 +6,10 @@ number of readers. The lock goes with the descriptor, so a killed pyvmm leaves n
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import struct
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 SECTOR = 512
 SERIAL_MAX = 20
+# fallocate(2)
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
+_ZEROES = 1 << 20  # bytes written at once where the file system cannot make zeroes by itself
 
 # struct flock: l_type, l_whence, l_start, l_len, l_pid (0 for OFD locks); length 0 is the whole file.
 _FLOCK = struct.Struct("hhqqi4x")
@@ -30,16 +35,21 @@ _FLOCK = struct.Struct("hhqqi4x")
 class RawDisk:
     """An open and locked raw image. Reads and writes are whole or fail; any thread.
 
-    *serial* is what the guest reads as the disk's serial number, at most `SERIAL_MAX` ASCII characters.
+    *serial* is what the guest reads as the disk's serial number, at most `SERIAL_MAX` ASCII characters. *cache* is
+    `writeback` (through the page cache), `none` (around it; but what is not aligned as the file system wants it goes
+    through it after all, and the kernel keeps both in step), or `unsafe` (through it, and a flush does nothing).
 
     Raises:
-        ConfigError: *path* is missing, no image at all, empty or no whole number of sectors; or *serial* is too long.
+        ConfigError: *path* is missing, no image at all, empty, no whole number of sectors, or *cache* is not possible;
+            or *serial* is too long.
         BackendError: the host does not let us: permission, in use, an I/O error.
     """
 
-    __slots__ = ("_fd", "path", "readonly", "serial", "size_bytes")
+    __slots__ = ("alignment", "can_discard", "direct_fd", "fd", "flushes", "path", "readonly", "serial", "size_bytes")
 
-    def __init__(self, path: str, *, readonly: bool = False, serial: str = "") -> None:
+    def __init__(
+        self, path: str, *, readonly: bool = False, serial: str = "", cache: str = "writeback", discard: bool = True
+    ) -> None:
         if len(serial) > SERIAL_MAX or not (serial.isascii() and serial.isprintable()):
             raise ConfigError(
                 f"serial={serial!r} is no serial number",
@@ -48,10 +58,21 @@ class RawDisk:
             )
         self.path, self.readonly = path, readonly
         self.serial = serial.encode()
-        self._fd = _open(path, readonly)
+        #: Whether `flush` does anything.
+        self.flushes = cache != "unsafe"
+        self.fd = _open(path, readonly)
+        #: The image around the page cache, or -1, and what that wants of addresses, offsets and lengths, in bytes.
+        self.direct_fd, self.alignment = -1, 1
         try:
-            _lock(self._fd, path, readonly)
-            self.size_bytes = _size(self._fd, path)
+            _lock(self.fd, path, readonly)
+            self.size_bytes = _size(self.fd, path)
+            if cache == "none":
+                self.direct_fd = _open_direct(self.fd, path, readonly)
+                self.alignment = _alignment(self.direct_fd)
+            #: Whether space is given back. (Trying it beyond the end, where there is nothing, changes nothing.)
+            self.can_discard = (
+                discard and not readonly and not _fallocate(self.fd, _PUNCH_HOLE, self.size_bytes, SECTOR)
+            )
         except BaseException:
             self.close()
             raise
@@ -73,28 +94,58 @@ class RawDisk:
         self._transfer(os.pwritev, "write", views, offset)
 
     def flush(self) -> None:
-        """Bring everything written to the disk; it survives a power failure when this returns.
+        """Bring everything written to the disk; it survives a power failure when this returns (not if `unsafe`).
 
         Raises:
             BackendError: the host could not; what was written since the last flush may be lost.
         """
+        if not self.flushes:
+            return
         try:
-            os.fdatasync(self._fd)
+            os.fdatasync(self.fd)
         except OSError as error:
             raise BackendError(f"flush failed: {error.strerror}", where=self.path) from error
 
+    def discard(self, offset: int, size: int) -> None:
+        """Give the space of *size* bytes at *offset* back; they read as zeroes.
+
+        Raises:
+            BackendError: the host could not.
+        """
+        code = _fallocate(self.fd, _PUNCH_HOLE, offset, size)
+        if code:
+            raise BackendError(f"discard of {size} bytes at {offset:#x} failed: {os.strerror(code)}", where=self.path)
+
+    def write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
+        """Make *size* bytes at *offset* read as zeroes; with *unmap* their space may be given back.
+
+        Raises:
+            BackendError: the host could not.
+        """
+        code = _fallocate(self.fd, _PUNCH_HOLE, offset, size) if unmap else errno.EOPNOTSUPP
+        if code == errno.EOPNOTSUPP:
+            code = _fallocate(self.fd, _ZERO_RANGE, offset, size)
+        if code == errno.EOPNOTSUPP:
+            zeroes = memoryview(bytes(min(size, _ZEROES)))
+            for start in range(0, size, _ZEROES):
+                self.pwritev([zeroes[: size - start]], offset + start)
+        elif code:
+            raise BackendError(f"zeroing of {size} bytes at {offset:#x} failed: {os.strerror(code)}", where=self.path)
+
     def close(self) -> None:
         """Close and unlock the image."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+        for fd in (self.direct_fd, self.fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.direct_fd = -1
 
     def _transfer(self, call: _Call, verb: str, views: Sequence[memoryview], offset: int) -> None:
         """Do *call* until all of *views* is done: the kernel may do less at a time."""
         left = sum(map(len, views))
         while left:
+            fd = self.fd if self.direct_fd < 0 or not _aligned(views, offset, self.alignment) else self.direct_fd
             try:
-                done = call(self._fd, views, offset)
+                done = call(fd, views, offset)
             except OSError as error:
                 raise BackendError(
                     f"{verb} of {left} bytes at {offset:#x} failed: {error.strerror}", where=self.path
@@ -105,6 +156,20 @@ class RawDisk:
             if left:
                 offset += done
                 views = _skip(views, done)
+
+
+def _aligned(views: Sequence[memoryview], offset: int, alignment: int) -> bool:
+    bits = offset
+    for view in views:
+        bits |= len(view) | ctypes.addressof(ctypes.c_char.from_buffer(view))
+    return not bits % alignment
+
+
+def _fallocate(fd: int, mode: int, offset: int, size: int) -> int:
+    """fallocate(2), which keeps the file's size; 0 or the errno."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = libc.fallocate(fd, mode | _KEEP_SIZE, ctypes.c_long(offset), ctypes.c_long(size))
+    return ctypes.get_errno() if done else 0
 
 
 def _skip(views: Sequence[memoryview], count: int) -> list[memoryview]:
@@ -134,6 +199,29 @@ def _open(path: str, readonly: bool) -> int:
             where=path,
             fix=_open_fix(path, error.errno or 0, readonly),
         ) from error
+
+
+def _open_direct(fd: int, path: str, readonly: bool) -> int:
+    """The open file *fd* once more, around the page cache."""
+    flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_DIRECT | os.O_CLOEXEC
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ConfigError(
+                "its file system cannot do without the page cache", where=path, fix="leave out cache=none"
+            ) from error
+        raise BackendError(f"cannot open it for cache=none: {error.strerror}", where=path) from error
+
+
+def _alignment(direct_fd: int) -> int:
+    """What *direct_fd* wants: sectors or pages. To be found out by trying."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as view, view[SECTOR : 2 * SECTOR] as piece:
+        try:
+            os.preadv(direct_fd, [piece], SECTOR)
+        except OSError:
+            return mmap.PAGESIZE
+    return SECTOR
 
 
 def _open_fix(path: str, code: int, readonly: bool) -> str:

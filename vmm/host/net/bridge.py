@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import BackendError
 from vmm.host.net.link import find_link
-from vmm.host.tap import Tap, attach, check_name, choose_mtu, open_tun
+from vmm.host.tap import Tap, add_queues, attach, check_name, choose_mtu, open_tun
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -19,7 +19,7 @@ _TAP_MTU_MAX = 65521
 _ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 
 
-def create_bridge_tap(bridge: str, mtu: int | None = None) -> Tap:
+def create_bridge_tap(bridge: str, mtu: int | None = None, queues: int = 1) -> Tap:
     """Make a tap ``pyvmmN`` on *bridge*. *mtu* in bytes is the guest's, at most (and else) the bridge's.
 
     The tap is not persistent: the kernel takes it off the bridge and deletes it with its last descriptor, however
@@ -35,13 +35,14 @@ def create_bridge_tap(bridge: str, mtu: int | None = None) -> Tap:
     with IPRoute() as routes:
         target = _find_bridge(bridge, routes)
         guest_mtu = choose_mtu(mtu, min(target.mtu, _TAP_MTU_MAX), f"bridge {bridge}", bridge)
-        fd = open_tun()
+        fds = [open_tun()]
         try:
-            name = _make_tap(fd, bridge)
+            name = _make_tap(fds, bridge, queues)
             _join(name, target, bridge, routes)
-            return Tap(fd, name, guest_mtu)
+            return Tap(fds, name, guest_mtu)
         except BaseException:
-            os.close(fd)
+            for fd in fds:
+                os.close(fd)
             raise
 
 
@@ -65,9 +66,11 @@ def _find_bridge(name: str, routes: IPRoute) -> Link:
     return link
 
 
-def _make_tap(fd: int, bridge: str) -> str:
+def _make_tap(fds: list[int], bridge: str, queues: int) -> str:
     try:
-        return attach(fd, "pyvmm%d")
+        name = attach(fds[0], "pyvmm%d", multi_queue=queues > 1)
+        add_queues(fds, name, queues)
+        return name
     except OSError as error:
         raise _refusal("cannot make a tap for it", bridge, error.errno or 0) from error
 

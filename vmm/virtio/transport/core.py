@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from vmm.errors import GuestFault
+from vmm.regs import RegisterBlock
 from vmm.virtio.device import ActiveDevice
 from vmm.virtio.queue import QueueConfig
 from vmm.virtio.report import Reporter
@@ -13,11 +16,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
+    from typing import TypedDict, Unpack
 
     from vmm.memory import GuestMemory
     from vmm.trace import Tally, Trace
     from vmm.virtio.device import VirtioDevice
     from vmm.virtio.interrupts import Interrupts
+
+    class Reporting(TypedDict):
+        """Where a transport tells of its device: faults to the user, what is traced, what is counted."""
+
+        on_fault: Callable[[str], None]
+        trace: Trace | None
+        tally: Tally
+
 
 _RING_FEATURES = Feature.VERSION_1 | Feature.INDIRECT_DESC | Feature.EVENT_IDX
 _U32 = 0xFFFF_FFFF
@@ -51,8 +63,7 @@ class TransportCore:
         self._report = Reporter(device.name, on_fault, tally)
         self._status = StatusMachine()
         self._active: ActiveDevice | None = None
-        #: Raised whenever the configuration space changes, so that a driver can read it as a whole.
-        self.generation = 0
+        self._bus_master = True
         self._forget()
 
     def _forget(self) -> None:
@@ -91,7 +102,23 @@ class TransportCore:
         elif step == Step.ACTIVATE:
             self._contain(self._activate)
 
+    @property
+    def driver_ok(self) -> bool:
+        """Whether the driver has set the device going."""
+        return self._status.driver_ok
+
+    def set_bus_master(self, on: bool) -> None:
+        """Whether the device may touch guest memory at all. A live one that loses that stops and asks for a reset."""
+        self._bus_master = on
+        if not on and self._active is not None:
+            self._contain(self._require_bus_master)
+
+    def _require_bus_master(self) -> None:
+        if not self._bus_master:
+            raise GuestFault("the device is to work while it is no bus master")
+
     def _activate(self) -> None:
+        self._require_bus_master()
         queues = [
             config.activate(self._memory, self.driver_features) if config.ready else None for config in self.queues
         ]
@@ -136,6 +163,10 @@ class TransportCore:
         """The offered bits of the selected half; zero for halves that do not exist."""
         return self.features >> 32 * self.device_features_select & _U32 if self.device_features_select < 2 else 0
 
+    def read_driver_features(self) -> int:
+        """What the driver has accepted of the selected half."""
+        return self.driver_features >> 32 * self.driver_features_select & _U32 if self.driver_features_select < 2 else 0
+
     def write_driver_features(self, value: int) -> None:
         """The driver accepts the bits *value* of the selected half; too late once FEATURES_OK is set."""
         if self._status.features_ok:
@@ -160,6 +191,12 @@ class TransportCore:
             return None
         return queue
 
+    def set_queue_area(self, area: str, shift: int, value: int) -> None:
+        """The driver writes 32 bits of the address of the selected queue's *area*, from bit *shift* on."""
+        queue = self.open_queue
+        if queue is not None:
+            setattr(queue, area, getattr(queue, area) & ~(_U32 << shift) | value << shift)
+
     def write_queue_ready(self, value: int) -> None:
         """The driver enables the selected queue, or takes it back.
 
@@ -171,9 +208,11 @@ class TransportCore:
                 queue.ready = True
         elif value == 0 and self.queue is not None:
             self.queue.ready = False
-            live = self._active.queues[self.queue_select] if self._active is not None else None
-            if live is not None:
+            active = self._active
+            live = active.queues[self.queue_select] if active is not None else None
+            if active is not None and live is not None:
                 live.stop()
+                self.device.stop_queue(active, self.queue_select)
 
     def notify(self, index: int) -> None:
         """The driver kicked queue *index* (or thinks it did)."""
@@ -183,6 +222,52 @@ class TransportCore:
             return
         self._contain(lambda: self.device.notify(active, index))
 
+    def rewire(self, index: int) -> None:
+        """The interrupt of queue *index* goes another way from now on."""
+        if self._active is not None and self._active.queues[index] is not None:
+            self.device.rewire(self._active, index)
+
     def close(self) -> None:
         """Stop the device for good."""
         self._stop()
+
+
+class Transport(RegisterBlock):
+    """What the register faces have in common: the core, and an eventfd for the kicks of each queue.
+
+    The machine hands `kick_fds` to KVM_IOEVENTFD and to the event loop (with `kick_callback`, under `lock`).
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        interrupts: Interrupts,
+        **reporting: Unpack[Reporting],
+    ) -> None:
+        super().__init__()
+        self.name = device.name
+        self.device = device
+        self.kick_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queue_sizes]
+        self.core = TransportCore(device, memory, interrupts, self.lock, kick_fds=self.kick_fds, **reporting)
+
+    def kick_callback(self, index: int) -> Callable[[], None]:
+        """What the event loop calls, under `lock`, when `kick_fds[index]` is readable."""
+        fd, notify = self.kick_fds[index], self.core.notify
+
+        def kicked() -> None:
+            try:
+                os.eventfd_read(fd)
+            except BlockingIOError:  # a stale event: somebody drained it already
+                return
+            notify(index)
+
+        return kicked
+
+    def close(self) -> None:
+        """Stop the device and close the eventfds; the loop and KVM must have let go of them."""
+        with self.lock:
+            self.core.close()
+        for fd in self.kick_fds:
+            os.close(fd)
+        self.kick_fds.clear()

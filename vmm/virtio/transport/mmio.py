@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-
-from vmm.regs import RegisterBlock, register, write_only
+from vmm.regs import register, write_only
 from vmm.virtio.interrupts import LineInterrupts
-from vmm.virtio.transport.core import TransportCore
+from vmm.virtio.transport.core import Transport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from typing import Unpack
 
     from vmm.irq import IrqLine
     from vmm.memory import GuestMemory
-    from vmm.trace import Tally, Trace
     from vmm.virtio.device import VirtioDevice
+    from vmm.virtio.transport.core import Reporting
 
 MAGIC = int.from_bytes(b"virt", "little")
 VERSION = 2
@@ -25,59 +23,18 @@ CONFIG = 0x100
 _U32 = 0xFFFF_FFFF
 
 
-class MmioTransport(RegisterBlock):
-    """One virtio device on the MMIO bus.
-
-    Each queue has an eventfd in `kick_fds`, for the machine to hand to KVM_IOEVENTFD (at `QUEUE_NOTIFY`, with the
-    queue's index as datamatch) and to the event loop (with `kick_callback`, under `lock`).
-    """
+class MmioTransport(Transport):
+    """One virtio device on the MMIO bus. The kicks are writes to `QUEUE_NOTIFY`, the queue's index as the value."""
 
     def __init__(
         self,
         device: VirtioDevice,
         memory: GuestMemory,
         irq: IrqLine,
-        *,
-        on_fault: Callable[[str], None],
-        trace: Trace | None,
-        tally: Tally,
+        **reporting: Unpack[Reporting],
     ) -> None:
-        super().__init__()
-        self.name = device.name
-        self.device = device
-        self.kick_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queue_sizes]
         self._interrupts = LineInterrupts(irq)
-        self.core = TransportCore(
-            device,
-            memory,
-            self._interrupts,
-            self.lock,
-            kick_fds=self.kick_fds,
-            on_fault=on_fault,
-            trace=trace,
-            tally=tally,
-        )
-
-    def kick_callback(self, index: int) -> Callable[[], None]:
-        """What the event loop calls, under `lock`, when `kick_fds[index]` is readable."""
-        fd, notify = self.kick_fds[index], self.core.notify
-
-        def kicked() -> None:
-            try:
-                os.eventfd_read(fd)
-            except BlockingIOError:  # a stale event: somebody drained it already
-                return
-            notify(index)
-
-        return kicked
-
-    def close(self) -> None:
-        """Stop the device and close the eventfds; the loop and KVM must have let go of them."""
-        with self.lock:
-            self.core.close()
-        for fd in self.kick_fds:
-            os.close(fd)
-        self.kick_fds.clear()
+        super().__init__(device, memory, self._interrupts, **reporting)
 
     # The configuration space takes every width at every offset; the registers are 32 bits wide.
 
@@ -172,33 +129,27 @@ class MmioTransport(RegisterBlock):
 
     @write_only(0x080, "QueueDescLow")
     def queue_desc_low(self, value: int) -> None:
-        self._set_area("desc", 0, value)
+        self.core.set_queue_area("desc", 0, value)
 
     @write_only(0x084, "QueueDescHigh")
     def queue_desc_high(self, value: int) -> None:
-        self._set_area("desc", 32, value)
+        self.core.set_queue_area("desc", 32, value)
 
     @write_only(0x090, "QueueDriverLow")
     def queue_driver_low(self, value: int) -> None:
-        self._set_area("driver", 0, value)
+        self.core.set_queue_area("driver", 0, value)
 
     @write_only(0x094, "QueueDriverHigh")
     def queue_driver_high(self, value: int) -> None:
-        self._set_area("driver", 32, value)
+        self.core.set_queue_area("driver", 32, value)
 
     @write_only(0x0A0, "QueueDeviceLow")
     def queue_device_low(self, value: int) -> None:
-        self._set_area("device", 0, value)
+        self.core.set_queue_area("device", 0, value)
 
     @write_only(0x0A4, "QueueDeviceHigh")
     def queue_device_high(self, value: int) -> None:
-        self._set_area("device", 32, value)
-
-    def _set_area(self, area: str, shift: int, value: int) -> None:
-        """Set 32 bits of a queue area's 64-bit address, from bit *shift* on."""
-        queue = self.core.open_queue
-        if queue is not None:
-            setattr(queue, area, getattr(queue, area) & ~(_U32 << shift) | value << shift)
+        self.core.set_queue_area("device", 32, value)
 
     # Interrupts.
 
@@ -234,4 +185,4 @@ class MmioTransport(RegisterBlock):
 
     @register(0x0FC, "ConfigGeneration")
     def config_generation(self) -> int:
-        return self.core.generation
+        return self.core.device.generation

@@ -1,0 +1,65 @@
+"""A network of the bench's own: a namespace that ends with the bench, a tap in it, and a sender."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from bench.compiled import compiled
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TAP = "bench0"
+MAC = "02:00:00:00:00:01"
+_CLONE_NEWNET = 0x4000_0000
+
+
+@contextmanager
+def tap() -> Iterator[None]:
+    """`TAP`, up, in a network namespace into which this thread, and what it starts, goes for the while.
+
+    The device is gone with the namespace, and that with its last process.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.unshare(_CLONE_NEWNET):
+            raise BenchError(f"no network namespace: {os.strerror(ctypes.get_errno())}", fix="run it as root")
+        try:
+            _ip(f"tuntap add dev {TAP} mode tap vnet_hdr")
+            with open(f"/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6", "w") as file:
+                file.write("1")
+            _ip(f"link set {TAP} up")
+            yield
+        finally:
+            libc.setns(outside, _CLONE_NEWNET)
+    finally:
+        os.close(outside)
+
+
+@contextmanager
+def flood() -> Iterator[None]:
+    """64-byte frames to `MAC` into `TAP`, as many as its reader takes."""
+    sender = compiled("flood", ["host/flood.c"], ["-O2", "-Wall", "-Wextra", "-Werror"])
+    process = subprocess.Popen([sender, TAP, MAC.replace(":", "")])
+    try:
+        yield
+        if process.poll() is not None:
+            raise BenchError("the sender of frames ended early")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _ip(arguments: str) -> None:
+    try:
+        done = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise BenchError("there is no ip to make a tap with", fix="sudo apt install iproute2") from None
+    if done.returncode:
+        raise BenchError(f"ip {arguments}: {done.stderr.strip()}", fix="run it as root")

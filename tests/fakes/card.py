@@ -1,0 +1,133 @@
+"""A network card in front of a tap that is a socket, by either engine."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from typing import TYPE_CHECKING
+
+from tests.fakes.driver import Buffer, Rig
+from tests.fakes.loop import SteppedLoop
+from tests.fakes.tap import SocketTap
+from vmm.config import NetLimits
+from vmm.virtio.net import NetDevice
+from vmm.virtio.net_python import PythonPath
+
+if TYPE_CHECKING:
+    from vmm.host.tap import Tap
+    from vmm.virtio.net import Path
+
+MAC = bytes.fromhex("525400123456")
+MTU = 1500
+RX, TX = 0, 1
+
+
+class Card(Rig):
+    """A card with *pairs* queue pairs, driven in the test's own thread but for what its workers do.
+
+    It is on `tap`, or on a real *tap*, which is closed with it.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        *,
+        pairs: int = 1,
+        tracing: bool = False,
+        limits: NetLimits | None = None,
+        tap: Tap | None = None,
+    ) -> None:
+        self.loop, self.tap = SteppedLoop(), SocketTap(pairs)
+        self._real_tap = tap
+        used = tap or self.tap
+        self.path: Path
+        if engine == "native":
+            from vmm.virtio.net_native import NativePath
+
+            self.path = NativePath(used, self.loop)
+        else:
+            self.path = PythonPath(used, self.loop)
+        if limits is not None:
+            self.path.set_limits(limits)
+        self.card = NetDevice("net0", used, self.loop, self.path, mac=MAC, mtu=MTU)
+        super().__init__(self.card, tracing=tracing)
+
+    def offer(self, *sizes: int, index: int = RX) -> Buffer:
+        """Give the device a receive buffer, cut into *sizes*, without a kick; its first piece."""
+        pieces = [self.arena.writable(size) for size in sizes]
+        self.driver.queues[index].add(pieces)
+        return pieces[0]
+
+    def send(self, *pieces: bytes, index: int = TX) -> None:
+        """Have the driver send one frame, in *pieces*."""
+        self.driver.queues[index].add([self.arena.readable(piece) for piece in pieces])
+        self.kick(index)
+
+    def kick(self, index: int) -> None:
+        """Kick queue *index*, and let happen what follows."""
+        self.driver.kick(index)
+        self.settle()
+
+    def arrive(self, *frames: bytes, queue: int = 0) -> None:
+        """Let *frames*, with their headers, come in from outside."""
+        for frame in frames:
+            self.tap.queues[queue].outside.send(frame)
+        self.settle()
+
+    def command(self, *pieces: bytes, room: int = 1) -> bytes:
+        """Have the driver give a command, in *pieces*; the answer."""
+        index = len(self.driver.queues) - 1
+        answer = self.arena.writable(room)
+        self.driver.queues[index].add([*(self.arena.readable(piece) for piece in pieces), answer])
+        self.kick(index)
+        return self.arena.content(answer)
+
+    def used(self, index: int) -> list[int]:
+        """The written lengths of what came back."""
+        return [written for _, written in self.driver.queues[index].collect()]
+
+    def settle(self) -> None:
+        """Until nobody has anything to do."""
+        self.loop.settle()
+        if self.path.own_workers:
+            while not _workers_sleep():
+                time.sleep(0.0002)
+            if self.loop.turn():
+                self.settle()
+
+    def counts(self) -> dict[str, int]:
+        """The counters; those of native workers are told at the device's reset."""
+        if self.path.own_workers:
+            self.driver.reset()
+        return self.tally.counts
+
+    def close(self) -> None:
+        super().close()
+        self.tap.close()
+        if self._real_tap is not None:
+            self._real_tap.close()
+        self.loop.close()
+
+
+def _workers_sleep() -> bool:
+    """Whether no worker thread of this process runs or is about to: a write to an eventfd wakes its reader at once."""
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/stat", encoding="ascii") as file:
+                name, state = file.read().split("(")[1].split(") ")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if name == "net" and state[0] != "S":
+            return False
+    return True
+
+
+def header(*, flags: int = 0, gso: int = 0, buffers: int = 0) -> bytes:
+    """A `struct virtio_net_hdr`."""
+    return struct.pack("<BBHHHHH", flags, gso, 0, 0, 0, 0, buffers)
+
+
+def frame(size: int = 60, to: bytes = MAC) -> bytes:
+    """A frame of *size* bytes for *to*, with random contents; without its header."""
+    return to + os.urandom(size - 6)

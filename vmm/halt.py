@@ -1,0 +1,62 @@
+"""A guest that halted for good: with the in-kernel irqchip `HLT` is no exit, so it must be looked for."""
+
+from __future__ import annotations
+
+from vmm.kvm import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vmm.eventloop import EventLoop
+    from vmm.kvm.vcpu import Vcpu
+    from vmm.runner import VcpuRunner
+
+_MIN_S, _MAX_S = 1.0, 60.0
+_RFLAGS_IF = 1 << 9
+
+
+class HaltWatch:
+    """Calls *on_halt* once all of *runners* wait for what cannot come.
+
+    While the guest makes exits it looks every second; the longer it makes none, the less often. The io thread's.
+    """
+
+    def __init__(self, loop: EventLoop, runners: list[VcpuRunner], on_halt: Callable[[], None]) -> None:
+        self._loop, self._runners, self._on_halt = loop, runners, on_halt
+        self._pause_s = _MIN_S
+        self._exits_seen = -1
+        loop.call_later(_MIN_S, self._check)
+
+    def _check(self) -> None:
+        exits = sum(sum(runner.exits.values()) for runner in self._runners)
+        quiet = exits == self._exits_seen
+        self._pause_s = min(2 * self._pause_s, _MAX_S) if quiet else _MIN_S
+        self._exits_seen = exits
+        self._loop.call_later(self._pause_s, self._check)
+        if quiet:
+            self._look(iter(self._runners))
+
+    def _look(self, runners: Iterator[VcpuRunner]) -> None:
+        """Ask one vCPU after the other, each in its own thread, whether it can ever wake."""
+        runner = next(runners, None)
+        if runner is None:
+            self._on_halt()
+            return
+
+        def look() -> None:
+            if is_dead_halt(runner.vcpu):
+                self._look(runners)
+
+        runner.in_thread(look)
+
+
+def is_dead_halt(vcpu: Vcpu) -> bool:
+    """Whether *vcpu* waits for what cannot come: halted with interrupts off, or never started. In its own thread."""
+    state = vcpu.get_mp_state()
+    if state in (abi.KVM_MP_STATE_UNINITIALIZED, abi.KVM_MP_STATE_INIT_RECEIVED):
+        return True
+    if state != abi.KVM_MP_STATE_HALTED:
+        return False
+    vcpu.fetch_registers()
+    return not vcpu.regs[abi.RFLAGS] & _RFLAGS_IF and not vcpu.events.nmi_pending
