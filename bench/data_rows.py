@@ -90,16 +90,17 @@ def sequential_read(runs: int) -> list[Row]:
 # -- network cards ---------------------------------------------------------------------------------------------------
 
 
-def _net(runs: int, work: str) -> list[list[Timed]]:
+def _net(runs: int, work: str, when_ready: Callable[[], None] | None = None) -> list[list[Timed]]:
     where = network.TAP, network.MAC
     commands = timed.commands(work, pyvmm.net_options(*where), qemu.net_options(*where))
-    return in_turn(work, runs, commands, functools.partial(timed.run, device=network.TAP, apart=True))
+    measure = functools.partial(timed.run, device=network.TAP, apart=True, when_ready=when_ready)
+    with network.tap():
+        return in_turn(work, runs, commands, measure)
 
 
 def send(runs: int) -> list[Row]:
     """64-byte frames out."""
-    with network.tap():
-        sides = _net(runs, "net-tx")
+    sides = _net(runs, "net-tx")
     clock = f"frames received from the tap, which the host's stack drops at once; {timed.CLOCK}"
     return [
         _more("64-byte frames out", "1/s", clock, 1.5, sides, by=lambda run: run.frames / run.seconds),
@@ -109,8 +110,7 @@ def send(runs: int) -> list[Row]:
 
 def send_tso(runs: int) -> list[Row]:
     """64 KiB TSO frames out."""
-    with network.tap():
-        sides = _net(runs, "net-tso")
+    sides = _net(runs, "net-tso")
     clock = f"bytes received from the tap, which the host's stack drops uncut; {timed.CLOCK}"
     gigabits = 8e-9
     return [
@@ -120,9 +120,8 @@ def send_tso(runs: int) -> list[Row]:
 
 def receive(runs: int) -> list[Row]:
     """64-byte frames in."""
-    with network.tap(), network.flood():
-        sides = _net(runs, "net-rx")
-    clock = f"frames as the guest has them, a process of the host sending what the tap takes; {timed.CLOCK}"
+    sides = _net(runs, "net-rx", network.fill)
+    clock = f"frames that wait in the tap's queue, {network.QUEUE_FRAMES} of them, as the guest has them; {timed.CLOCK}"
     return [
         _more("64-byte frames in", "1/s", clock, 1.5, sides, by=lambda run: run.rate("frames")),
         _cpu("64-byte frames in: CPU time of one", sides, "frames"),

@@ -1,4 +1,4 @@
-"""A network of the bench's own: a namespace that ends with the bench, a tap in it, and a sender."""
+"""A network of the bench's own: a namespace that ends with the bench, a tap in it, and frames for it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 TAP = "bench0"
 MAC = "02:00:00:00:00:01"
+#: About as many as the kernel has an array for.
+QUEUE_FRAMES = 400_000
 _CLONE_NEWNET = 0x4000_0000
 
 
@@ -34,7 +36,7 @@ def tap() -> Iterator[None]:
             _ip(f"tuntap add dev {TAP} mode tap vnet_hdr")
             with open(f"/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6", "w") as file:
                 file.write("1")
-            _ip(f"link set {TAP} up")
+            _ip(f"link set {TAP} up txqueuelen {QUEUE_FRAMES + 1}")
             yield
         finally:
             libc.setns(outside, _CLONE_NEWNET)
@@ -42,18 +44,13 @@ def tap() -> Iterator[None]:
         os.close(outside)
 
 
-@contextmanager
-def flood() -> Iterator[None]:
-    """64-byte frames to `MAC` into `TAP`, as many as its reader takes."""
-    sender = compiled("flood", ["host/flood.c"], ["-O2", "-Wall", "-Wextra", "-Werror"])
-    process = subprocess.Popen([sender, TAP, MAC.replace(":", "")])
-    try:
-        yield
-        if process.poll() is not None:
-            raise BenchError("the sender of frames ended early")
-    finally:
-        process.kill()
-        process.wait()
+def fill() -> None:
+    """Put `QUEUE_FRAMES` 64-byte frames to `MAC` in the tap's queue."""
+    sender = compiled("fill", ["host/fill.c"], ["-O2", "-Wall", "-Wextra", "-Werror"])
+    arguments = [sender, TAP, MAC.replace(":", ""), str(QUEUE_FRAMES)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(done.stderr.strip())
 
 
 def _ip(arguments: str) -> None:

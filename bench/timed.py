@@ -10,7 +10,7 @@ from bench.errors import BenchError
 from bench.running import Running
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 MEMORY_MIB = 128
 CLOCK = "from the byte the guest writes to COM1 as it starts to the byte as it stops, as they are read from stdout"
@@ -46,9 +46,18 @@ def commands(work: str, own: Sequence[str], peer: Sequence[str]) -> list[list[st
     ]
 
 
-def run(command: Sequence[str], *, device: str = "", apart: bool = False) -> Timed:
-    """One run; frames are counted as they are received from the tap *device*; *apart*: `Running.set_guest_apart`."""
+def run(
+    command: Sequence[str], *, device: str = "", apart: bool = False, when_ready: Callable[[], None] | None = None
+) -> Timed:
+    """One run; frames are counted as they are received from the tap *device*; *apart*: `Running.set_guest_apart`.
+
+    *when_ready* is for a work that says when it is ready and waits for a key: it is called between these.
+    """
     with Running(command) as vmm:
+        if when_ready is not None:
+            vmm.wait_for(b"R", _TIMEOUT_S)
+            when_ready()
+            vmm.type(b"\n")
         begun, mark = vmm.wait_for(rb"B|failed: [^\r\n]*\r?\n", _TIMEOUT_S)
         if mark[0] != b"B":
             raise _failure(command, mark[0])

@@ -18,10 +18,11 @@ typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
 
-enum { COM1 = 0x3f8, COM1_SCRATCH = 0x3ff };
+enum { COM1 = 0x3f8, COM1_STATUS = 0x3fd, COM1_SCRATCH = 0x3ff };
 
 /* main.c: orders and answers */
 u64 number(const char *name, u64 otherwise);
+void wait_for_key(void);
 void print(const char *text);
 void print_number(const char *name, u64 value);
 _Noreturn void stop(void);

@@ -46,6 +46,14 @@ u64 number(const char *name, u64 otherwise)
 	return value;
 }
 
+void wait_for_key(void)
+{
+	enum { DATA_READY = 1, BETWEEN_LOOKS = 1000000 };
+	while (!(inb(COM1_STATUS) & DATA_READY))
+		for (u64 until = rdtsc() + BETWEEN_LOOKS; rdtsc() < until;)
+			__asm__ volatile("pause");
+}
+
 void print(const char *text)
 {
 	for (; *text; text++)

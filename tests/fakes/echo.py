@@ -18,13 +18,10 @@ class EchoDevice(VirtioDevice):
 
     def __init__(self) -> None:
         super().__init__("echo0")
+        self.config += bytes(range(0x10, 0x1A))
         self.life: list[str] = []
         self.active: ActiveDevice | None = None
         self.served = 0
-
-    @property
-    def config(self) -> bytes:
-        return bytes(range(0x10, 0x1A))
 
     def activate(self, active: ActiveDevice) -> None:
         self.life.append("activate")

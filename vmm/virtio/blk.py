@@ -154,7 +154,7 @@ class BlkDevice(VirtioDevice):
             self.features |= BlkFeature.RO
         else:
             self.features |= BlkFeature.WRITE_ZEROES | (BlkFeature.DISCARD if disk.can_discard else 0)
-        self._config = _CONFIG.pack(
+        self.config += _CONFIG.pack(
             self._size_bytes // SECTOR,
             0,
             _QUEUE_SIZE - 2,  # every request has a header and a status descriptor besides its data
@@ -171,11 +171,6 @@ class BlkDevice(VirtioDevice):
         self._active: ActiveDevice | None = None
         self._stalled = False
         self._waiting: set[int] = set()
-
-    @property
-    def config(self) -> bytes:
-        """The configuration space."""
-        return self._config
 
     def set_limits(self, iops: Rate | None, bandwidth: Rate | None) -> None:
         """Let so many requests and bytes through from now on, in all queues together; None: no limit."""

@@ -69,6 +69,8 @@ class ConsoleDevice(VirtioDevice):
         self._input_stopped = False
         self._sent = 0  # of the first buffer in the transmit queue, in bytes
         self._active: ActiveDevice | None = None
+        self.config += bytes(_CONFIG.size)
+        self._show_config()
 
     # The host's side.
 
@@ -88,17 +90,16 @@ class ConsoleDevice(VirtioDevice):
 
     def resized(self) -> None:
         """The terminal has another size."""
-        self.generation += 1
+        self._show_config()
         if self._active is not None and self._active.features & ConsoleFeature.SIZE:
             self._active.interrupts.config()
 
-    # The guest's side.
-
-    @property
-    def config(self) -> bytes:
-        """The configuration space."""
+    def _show_config(self) -> None:
         cols, rows = self._size() or (0, 0)
-        return _CONFIG.pack(cols, rows, 1, 0)
+        self.generation += 1
+        self.config[:] = _CONFIG.pack(cols, rows, 1, 0)
+
+    # The guest's side.
 
     def activate(self, active: ActiveDevice) -> None:
         """The driver is ready. Linux looks at the size only when it is told of a new one."""

@@ -139,6 +139,8 @@ class VirtioDevice:
         self.name = name
         #: Raised whenever the configuration space changes, so that a driver can read it as a whole (§2.5.1).
         self.generation = 0
+        #: The configuration space, of a size that never changes. The machine may let the driver read it without asking.
+        self.config = bytearray()
 
     def read_config(self, offset: int, size: int) -> int:
         """*size* bytes of the configuration space at *offset*; zero where the device declares no field."""
@@ -146,11 +148,6 @@ class VirtioDevice:
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         """The driver writes to the configuration space; no field of ours is writable."""
-
-    @property
-    def config(self) -> bytes:
-        """The configuration space."""
-        return b""
 
     def activate(self, active: ActiveDevice) -> None:
         """The driver is ready; *active* may be used until `reset`."""

@@ -140,11 +140,8 @@ class NetDevice(VirtioDevice):
         self._status = _LINK_UP
         self._filter = RxFilter(mac, promiscuous=True)
         self._active: ActiveDevice | None = None
-
-    @property
-    def config(self) -> bytes:
-        """The configuration space."""
-        return _CONFIG.pack(self._filter.address, self._status, self._pairs_max, self._mtu)
+        self.config += bytes(_CONFIG.size)
+        self._show_config()
 
     def activate(self, active: ActiveDevice) -> None:
         """Set the tap's offloads to what the driver takes, and begin to receive."""
@@ -187,13 +184,19 @@ class NetDevice(VirtioDevice):
         self._path.stop()
         self._filter = RxFilter(self._mac, promiscuous=True)
         self._status = _LINK_UP
+        self._show_config()
 
     def announce(self) -> None:
         """Have the driver announce itself to its network, if it can: the tap is at another place now."""
         active = self._active
         if active is not None and active.features & NetFeature.GUEST_ANNOUNCE:
             self._status |= _ANNOUNCE
+            self._show_config()
             active.interrupts.config()
+
+    def _show_config(self) -> None:
+        self.generation += 1
+        self.config[:] = _CONFIG.pack(self._filter.address, self._status, self._pairs_max, self._mtu)
 
     def _on_control_kick(self) -> None:
         if self._active is None:  # stopped by another thread while the loop waited for the lock
@@ -208,12 +211,14 @@ class NetDevice(VirtioDevice):
 
     def filter_changed(self) -> bool:
         """As `Card.filter_changed`."""
+        self._show_config()
         self._path.rules_changed()
         return True
 
     def acknowledge_announcement(self) -> bool:
         """As `Card.acknowledge_announcement`."""
         self._status &= ~_ANNOUNCE
+        self._show_config()
         return True
 
     def enable_pairs(self, count: int) -> bool:

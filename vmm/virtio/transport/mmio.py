@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.regs import register, write_only
+from vmm.regs import PlainRegister, register, write_only
 from vmm.virtio.interrupts import LineInterrupts
 from vmm.virtio.transport.core import Transport
 
@@ -35,6 +35,7 @@ class MmioTransport(Transport):
     ) -> None:
         self._interrupts = LineInterrupts(irq)
         super().__init__(device, memory, self._interrupts, **reporting)
+        self.plain = (PlainRegister(CONFIG, device.config),)
 
     # The configuration space takes every width at every offset; the registers are 32 bits wide.
 

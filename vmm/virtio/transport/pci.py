@@ -8,7 +8,7 @@ from vmm.bus import ALL_ONES
 from vmm.devices.pci import msix
 from vmm.devices.pci.config import STATUS, Command, Status
 from vmm.irq import EventFdIrqLine
-from vmm.regs import Register, register
+from vmm.regs import PlainRegister, Register, register
 from vmm.virtio.interrupts import LineInterrupts, Wire
 from vmm.virtio.transport.core import Transport
 from vmm.virtio.transport.pci_config import (
@@ -126,6 +126,7 @@ class PciTransport(Transport):
         self._irq = EventFdIrqLine()
         self._interrupts = PciInterrupts(queues, self._msix, self._irq)
         super().__init__(device, memory, self._interrupts, **reporting)
+        self.plain = (PlainRegister(DEVICE, device.config),)
         self.core.set_bus_master(False)
         #: Signalled when the guest has ended an INTx interrupt; for the event loop, with `resample`, under `lock`.
         self.resample_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
