@@ -22,10 +22,10 @@ _CLONE_NEWNET = 0x4000_0000
 
 
 @contextmanager
-def tap() -> Iterator[None]:
-    """`TAP`, up, in a network namespace into which this thread, and what it starts, goes for the while.
+def namespace() -> Iterator[None]:
+    """A network namespace into which this thread, and what it starts, goes for the while.
 
-    The device is gone with the namespace, and that with its last process.
+    Its devices are gone with it, and that with its last process.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -33,15 +33,22 @@ def tap() -> Iterator[None]:
         if libc.unshare(_CLONE_NEWNET):
             raise BenchError(f"no network namespace: {os.strerror(ctypes.get_errno())}", fix="run it as root")
         try:
-            _ip(f"tuntap add dev {TAP} mode tap vnet_hdr")
-            with open(f"/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6", "w") as file:
-                file.write("1")
-            _ip(f"link set {TAP} up txqueuelen {QUEUE_FRAMES + 1}")
             yield
         finally:
             libc.setns(outside, _CLONE_NEWNET)
     finally:
         os.close(outside)
+
+
+@contextmanager
+def tap() -> Iterator[None]:
+    """`TAP`, up, in a namespace as above."""
+    with namespace():
+        ip(f"tuntap add dev {TAP} mode tap vnet_hdr")
+        with open(f"/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6", "w") as file:
+            file.write("1")
+        ip(f"link set {TAP} up txqueuelen {QUEUE_FRAMES + 1}")
+        yield
 
 
 def fill() -> None:
@@ -53,7 +60,8 @@ def fill() -> None:
         raise BenchError(done.stderr.strip())
 
 
-def _ip(arguments: str) -> None:
+def ip(arguments: str) -> None:
+    """Run `ip` with these arguments."""
     try:
         done = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True, check=False)
     except FileNotFoundError:

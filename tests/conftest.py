@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -43,6 +44,9 @@ def missing_guest() -> str | None:
 @cache
 def missing_net() -> str | None:
     """Why no network namespace with a bridge can be made, or None. Tried in a child, whose namespace goes with it."""
+    for program, package in (("nft", "nftables"), ("dnsmasq", "dnsmasq-base"), ("busybox", "busybox")):
+        if shutil.which(program) is None:
+            return f"{program}: not installed (package {package})"
     try:
         tried = subprocess.run(
             ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge"],

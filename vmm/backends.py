@@ -13,6 +13,7 @@ from vmm.mac import default_mac
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.host.tap import Tap
+    from vmm.host.uplink import Uplink
 
 
 class Backends:
@@ -24,7 +25,7 @@ class Backends:
 
     def __init__(self, config: MachineConfig, say: Callable[[str], None]) -> None:
         self.disks: list[RawDisk] = []
-        self.nets: list[tuple[Tap, bytes]] = []
+        self.nets: list[tuple[Tap | Uplink, bytes]] = []
         self._writers: list[HostWriter] = []
         self._log: int | None = None
         try:
@@ -39,8 +40,8 @@ class Backends:
                     )
                 )
             for index, net in enumerate(config.nets):
-                tap = _open_net(net)
-                self.nets.append((tap, net.mac or default_mac(f"{os.uname().nodename}:{tap.name}:{index}")))
+                uplink, mac = _open_net(net, say)
+                self.nets.append((uplink, mac or default_mac(f"{os.uname().nodename}:{uplink.name}:{index}")))
             self._open_consoles(config, say)
         except BaseException:
             self.close()
@@ -75,17 +76,35 @@ class Backends:
             writer.close()
         if self._log is not None:
             os.close(self._log)
-        for tap, _ in self.nets:
-            tap.close()
+        for uplink, _ in self.nets:
+            uplink.close()
         for disk in self.disks:
             disk.close()
 
 
-def _open_net(net: NetConfig) -> Tap:
+def _open_net(net: NetConfig, say: Callable[[str], None]) -> tuple[Tap | Uplink, bytes | None]:
+    """What the card is plugged into, and its address where something says it."""
+    if net.network:
+        from vmm.host.net.card import open_card
+
+        tap, mac = open_card(net.network, net.name, net.mtu, net.queues, private=net.private)
+        return tap, net.mac or mac
     if net.tap:
         from vmm.host.tap import open_tap
 
-        return open_tap(net.tap, net.mtu, net.queues)
+        return open_tap(net.tap, net.mtu, net.queues), net.mac
+    if net.lan:
+        from vmm.host.lan.port import open_lan
+
+        return open_lan(net.lan, net.mtu, net.vlan, net.pcap), net.mac
+    if net.user:
+        from vmm.host.passt import open_passt
+
+        return open_passt(net.mtu, net.forwards), net.mac
+    if net.auto:
+        from vmm.host.auto import open_auto
+
+        return open_auto(net.mtu, say), net.mac
     from vmm.host.net.bridge import create_bridge_tap
 
-    return create_bridge_tap(net.bridge, net.mtu, net.queues)
+    return create_bridge_tap(net.bridge, net.mtu, net.queues), net.mac

@@ -30,6 +30,9 @@ DISK_QUEUES_MAX = 16
 BOOT_PROTOCOLS = ("auto", "bzimage", "elf", "pvh")
 _MTU_MIN, _MTU_MAX = 68, 65535
 NET_QUEUES_MAX = 16
+VLAN_TRUNK, _VLAN_MAX = 0xFFFF, 4094
+_FORWARD = "hostfwd="
+_FORWARD_FIX = "such as hostfwd=tcp:2222-:22, or hostfwd=tcp:0.0.0.0:2222-:22 for all of the host's addresses"
 _TIMEOUT_MAX_S = 1e9
 _RATE_UNITS, _RATE_DIGITS = {"K": 1 << 10, "M": MIB, "G": 1 << 30}, 9
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
@@ -105,11 +108,44 @@ class NetLimits(Value):
     tx_pps: Rate | None = None
 
 
-class NetConfig(Value):
-    """A virtio-net card on a new tap of *bridge*, or on the existing tap *tap*; *mac* None: made up from its place."""
+class Forward(Value):
+    """What comes to *host_port* at the host's *address* goes to the guest's *guest_port*; *protocol* is tcp or udp."""
 
+    protocol: str
+    address: str
+    host_port: int
+    guest_port: int
+
+    def validate(self) -> None:
+        if self.protocol not in ("tcp", "udp"):
+            raise ConfigError(f"{self.protocol!r} is neither tcp nor udp", where="--net hostfwd=", fix=_FORWARD_FIX)
+        numbers = self.address.split(".")
+        if len(numbers) != 4 or not all(n.isascii() and n.isdigit() and int(n) <= 255 for n in numbers):
+            raise ConfigError(f"{self.address!r} is no IPv4 address", where="--net hostfwd=", fix=_FORWARD_FIX)
+        for port in (self.host_port, self.guest_port):
+            if not 1 <= port <= 65535:
+                raise ConfigError(f"port {port} is not within 1 … 65535", where="--net hostfwd=")
+
+
+class NetConfig(Value):
+    """A virtio-net card on the managed *network*, on a new tap of *bridge*, or on the existing tap *tap*; without any
+    right on the *lan* of that name, behind passt (*user*), or on the best of all that may be had (*auto*).
+
+    *name* is the guest's on the network, where *private* puts it behind a NAT of its own. On a lan, *vlan* is its VLAN
+    (0: none, `VLAN_TRUNK`: all), and *pcap* a file to record into. *mac* None: made up from the name or the place.
+    """
+
+    network: str = ""
+    name: str = ""
+    private: bool = False
     bridge: str = ""
     tap: str = ""
+    lan: str = ""
+    vlan: int = 0
+    pcap: str = ""
+    user: bool = False
+    forwards: tuple[Forward, ...] = ()
+    auto: bool = False
     mac: bytes | None = None
     mtu: int | None = None
     queues: int = 1
@@ -118,8 +154,27 @@ class NetConfig(Value):
     def validate(self) -> None:
         if not 1 <= self.queues <= NET_QUEUES_MAX:
             raise ConfigError(f"queues={self.queues} is not within 1 … {NET_QUEUES_MAX}", where="--net")
-        if bool(self.bridge) == bool(self.tap):
-            raise ConfigError("needs either bridge=NAME or tap=NAME", where="--net", fix="such as --net bridge=br0")
+        places = (self.network, self.bridge, self.tap, self.lan, self.user, self.auto)
+        if sum(map(bool, places)) != 1:
+            raise ConfigError(
+                "needs one of NETWORK, bridge=NAME, tap=NAME, lan=NAME, user and auto",
+                where="--net",
+                fix="such as --net bridge=br0",
+            )
+        if self.queues > 1 and (self.lan or self.user or self.auto):
+            raise ConfigError("queues= is for networks of the kernel: NETWORK, bridge= and tap=", where="--net")
+        if (self.vlan or self.pcap) and not self.lan:
+            raise ConfigError("vlan= and pcap= are for lan=NAME", where="--net", fix="such as --net lan=lab,vlan=5")
+        if not 0 <= self.vlan <= _VLAN_MAX and self.vlan != VLAN_TRUNK:
+            raise ConfigError(f"vlan={self.vlan} is not within 1 … {_VLAN_MAX}", where="--net", fix="or vlan=trunk")
+        if self.forwards and not self.user:
+            raise ConfigError("hostfwd= is for user", where="--net", fix="such as --net user,hostfwd=tcp:2222-:22")
+        if self.name and not self.network:
+            raise ConfigError("name= is for networks of pyvmm net", where="--net", fix="such as --net lab,name=web1")
+        if self.private and not self.name:
+            raise ConfigError(
+                "private=yes needs a name=", where="--net", fix="such as --net lab,name=copy1,private=yes"
+            )
         if self.mtu is not None and not _MTU_MIN <= self.mtu <= _MTU_MAX:
             raise ConfigError(f"mtu={self.mtu} is not within {_MTU_MIN} … {_MTU_MAX}", where="--net")
 
@@ -246,24 +301,52 @@ def parse_disk(text: str) -> DiskConfig:
 
 
 def parse_net(text: str) -> NetConfig:
-    """`bridge=NAME` or `tap=NAME`, then `[,mac=…][,mtu=…][,queues=N]` and limits `[,rx_bw=RATE]…`.
+    """`NETWORK[,name=GUEST]`, `bridge=NAME`, `tap=NAME`, `lan=NAME[,vlan=N|trunk][,pcap=FILE]`, `user[,hostfwd=…]…` or
+    `auto`; then `[,mac=…][,mtu=…][,queues=N]`, limits `[,rx_bw=RATE]…`.
 
     Raises:
         ConfigError: an option is unknown, has no value or a wrong one.
     """
-    values = _options(
-        text.split(","),
-        "--net",
-        dict.fromkeys(("bridge", "tap", "mac", "mtu", "queues", *NetLimits.__annotations__), True),
-    )
+    parts = text.split(",")
+    places = ("name", "private", "bridge", "tap", "lan", "vlan", "pcap")
+    names = (*places, "mac", "mtu", "queues", *NetLimits.__annotations__)
+    known = {"user": False, "auto": False, **dict.fromkeys(names, True)}
+    network = parts.pop(0) if "=" not in parts[0] and parts[0] not in known else ""
+    forwards = [part for part in parts if part.startswith(_FORWARD)]
+    values = _options([part for part in parts if part not in forwards], "--net", known | {"hostfwd": True})
+    vlan = values.get("vlan", "0")
+    if values.get("private", "no") not in ("yes", "no"):
+        raise ConfigError(f"private={values['private']} is neither yes nor no", where="--net")
     limits = {name: parse_rate(values[name], f"--net {name}=") for name in NetLimits.__annotations__ if name in values}
     return NetConfig(
+        network=network,
+        name=values.get("name", ""),
+        private=values.get("private") == "yes",
         bridge=values.get("bridge", ""),
         tap=values.get("tap", ""),
+        lan=values.get("lan", ""),
+        vlan=VLAN_TRUNK if vlan == "trunk" else _number(vlan, "--net", "vlan=5"),
+        pcap=values.get("pcap", ""),
+        user="user" in values,
+        forwards=tuple(_forward(part.removeprefix(_FORWARD)) for part in forwards),
+        auto="auto" in values,
         mac=parse_mac(values["mac"], where="--net") if "mac" in values else None,
         mtu=_number(values["mtu"], "--net", "mtu=1500") if "mtu" in values else None,
         queues=_number(values["queues"], "--net", "queues=2") if "queues" in values else 1,
         limits=NetLimits(**limits),
+    )
+
+
+def _forward(text: str) -> Forward:
+    """`PROTOCOL:[ADDRESS:]PORT-:PORT`: the host's, then the guest's."""
+    protocol, _, rest = text.partition(":")
+    host, _, guest = rest.partition("-:")
+    address, _, port = host.rpartition(":")
+    return Forward(
+        protocol=protocol,
+        address=address or "127.0.0.1",
+        host_port=_number(port, "--net hostfwd=", _FORWARD + "tcp:2222-:22"),
+        guest_port=_number(guest, "--net hostfwd=", _FORWARD + "tcp:2222-:22"),
     )
 
 

@@ -54,10 +54,10 @@ def other_devices(session: Session, loop: EventLoop) -> list[VirtioDevice]:
             from vmm.virtio.net_python import PythonPath
 
             path_type = PythonPath
-        for index, ((tap, mac), config) in enumerate(zip(session.backends.nets, session.config.nets, strict=True)):
-            path = path_type(tap, loop)
+        for index, ((uplink, mac), config) in enumerate(zip(session.backends.nets, session.config.nets, strict=True)):
+            path = path_type(uplink, loop)
             path.set_limits(config.limits)
-            devices.append(NetDevice(f"eth{index}", tap, loop, path, mac=mac, mtu=tap.mtu))
+            devices.append(NetDevice(f"eth{index}", uplink, loop, path, mac=mac, mtu=uplink.mtu))
     devices.append(RngDevice("rng"))
     return devices
 

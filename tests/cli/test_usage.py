@@ -75,13 +75,13 @@ MISTAKES = {
     "disk option twice": (["--disk", "a.img,readonly,readonly"], "--disk: readonly is given twice"),
     "net of neither kind": (
         ["--net", "mtu=1500"],
-        "--net: needs either bridge=NAME or tap=NAME\n  such as --net bridge=br0",
+        "--net: needs one of NETWORK, bridge=NAME, tap=NAME, lan=NAME, user and auto\n  such as --net bridge=br0",
     ),
     "net of both kinds": (
         ["--net", "bridge=a,tap=b"],
-        "--net: needs either bridge=NAME or tap=NAME\n  such as --net bridge=br0",
+        "--net: needs one of NETWORK, bridge=NAME, tap=NAME, lan=NAME, user and auto\n  such as --net bridge=br0",
     ),
-    "net of another kind": (["--net", "user"], "--net: 'user' is unknown\n  known are bridge=…, tap=…, mac=…, mtu=…"),
+    "net of another kind": (["--net", "vhost=x"], "--net: 'vhost=x' is unknown\n  known are user, auto, name=…"),
     "net mac": (["--net", "tap=t,mac=52:54"], "--net: "),
     "net multicast mac": (["--net", "tap=t,mac=01:00:5e:00:00:01"], "--net: "),
     "net mtu in words": (["--net", "tap=t,mtu=big"], "--net: 'big' is no number\n  such as mtu=1500"),

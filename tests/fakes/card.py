@@ -16,6 +16,7 @@ from vmm.virtio.net_python import PythonPath
 
 if TYPE_CHECKING:
     from vmm.host.tap import Tap
+    from vmm.host.uplink import Uplink
     from vmm.virtio.net import Path
 
 MAC = bytes.fromhex("525400123456")
@@ -26,7 +27,7 @@ RX, TX = 0, 1
 class Card(Rig):
     """A card with *pairs* queue pairs, driven in the test's own thread but for what its workers do.
 
-    It is on `tap`, or on a real *tap*, which is closed with it.
+    It is on `tap`, or on a real *tap* or uplink, which is closed with it.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Card(Rig):
         pairs: int = 1,
         tracing: bool = False,
         limits: NetLimits | None = None,
-        tap: Tap | None = None,
+        tap: Tap | Uplink | None = None,
     ) -> None:
         self.loop, self.tap = SteppedLoop(), SocketTap(pairs)
         self._real_tap = tap
@@ -50,7 +51,7 @@ class Card(Rig):
             self.path = PythonPath(used, self.loop)
         if limits is not None:
             self.path.set_limits(limits)
-        self.card = NetDevice("net0", used, self.loop, self.path, mac=MAC, mtu=MTU)
+        self.card = NetDevice("net0", used, self.loop, self.path, mac=MAC, mtu=tap.mtu if tap else MTU)
         super().__init__(self.card, tracing=tracing)
 
     def offer(self, *sizes: int, index: int = RX) -> Buffer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ class SocketQueue:
 
     def readv(self, views: Sequence[memoryview]) -> int:
         if self.gone:
-            raise BackendError("cannot read: File descriptor in bad state", where="tap tap0")
+            raise OSError(errno.EBADFD, os.strerror(errno.EBADFD))
         try:
             return self.inside.recvmsg_into(views)[0]
         except BlockingIOError:
@@ -40,6 +42,9 @@ class SocketQueue:
             return self.inside.sendmsg(views) > 0
         except OSError:
             return False
+
+    def mend(self, code: int) -> str:
+        raise BackendError(f"cannot read: {os.strerror(code)}", where="tap tap0", fix="was the device deleted?")
 
     def received(self) -> list[bytes]:
         """What the guest sent since the last call."""
@@ -55,6 +60,8 @@ class SocketTap(SocketQueue):
     """A tap as `vmm.host.tap.Tap`, with *pairs* queues, of which it is the first."""
 
     name = "tap0"
+    kind = "tap"
+    has_offloads = True
 
     def __init__(self, pairs: int = 1, *, segments_udp: bool = True) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-/* A queue pair on a hostile ring, and the headers of frames. Uses: net.c net_rules.c net_rx.c net_tx.c ring.c worker.c */
+/* A queue pair on a hostile ring, and the headers of frames. Uses: net.c net_link.c net_rules.c net_rx.c net_tx.c ring.c worker.c */
 #include "guest.h"
 #include "net.h"
 
@@ -36,9 +36,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct iovec iov[IN_HAND];
     static struct held held[65];
-    static uint8_t spill[FRAME_MAX];
+    static uint8_t spill[FRAME_MAX], staging[FRAME_MAX];
     static struct net *net;
-    struct net_pair pair = {.iov = iov, .held = held, .spill = spill};
+    struct net_pair pair = {.iov = iov, .held = held, .spill = spill, .staging = staging};
     struct queue *queue;
     struct fault fault;
 
@@ -47,7 +47,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < PREFIX_SIZE + 8)
         return 0;
     pair.net = net;
-    pair.tap_fd = tap[0];
+    pair.link_fd = tap[0];
     pair.rules.mergeable = data[0] & 1;
     pair.rules.checksums = data[0] & 2;
     pair.rules.segments = data[0] & 4;

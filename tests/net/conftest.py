@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
+from vmm.host.net.store import Store
+
+from . import managed
 from .namespace import ip, links, network_namespace, open_fds
 
 
@@ -41,3 +47,20 @@ def nothing_left(netns: None) -> Iterator[None]:
     before = links(), open_fds()
     yield
     assert (links(), open_fds()) == before
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[managed.Host]:
+    """A host with an uplink, whose networks are known in a directory of the test's; they end with the test."""
+    with tempfile.TemporaryDirectory(prefix="pyvmm-net-") as directory, managed.host(directory) as made:
+        monkeypatch.setenv("PYVMM_STATE", made.directory)
+        monkeypatch.setenv("PYVMM_HOSTS", made.hosts)
+        yield made
+        for pid in managed.servers(made):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def store(host: managed.Host) -> Store:
+    """What pyvmm knows of the host's networks."""
+    return Store()

@@ -6,6 +6,7 @@ import select
 import struct
 
 from vmm.host.tap import VNET_HEADER_SIZE, Tap
+from vmm.host.uplink import Uplink
 
 GUEST_MAC = bytes.fromhex("525400000001")
 BROADCAST = b"\xff" * 6
@@ -31,7 +32,7 @@ def send(tap: Tap, frame: bytes, header: bytes = NO_HEADER, queue: int = 0) -> b
     return tap.queues[queue].writev([memoryview(header), memoryview(frame)])
 
 
-def await_frame(tap: Tap, timeout_s: float = 5.0, queue: int = 0) -> None:
+def await_frame(tap: Tap | Uplink, timeout_s: float = 5.0, queue: int = 0) -> None:
     if not select.select([tap.queues[queue]], [], [], timeout_s)[0]:
         raise TimeoutError(f"no frame on {tap.name}")
 

@@ -55,6 +55,12 @@ def ip(arguments: str) -> str:
     return subprocess.run(["ip", *arguments.split()], check=True, capture_output=True, text=True).stdout
 
 
+def sysctl(path: str) -> str:
+    """The setting *path* of this namespace, under /proc/sys."""
+    with open(f"/proc/sys/{path}") as file:
+        return file.read().strip()
+
+
 def await_carrier(name: str) -> None:
     """Until the device *name* has come up: before, the host drops what it would send (net/core/link_watch.c)."""
     deadline = time.monotonic() + 5

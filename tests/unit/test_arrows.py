@@ -51,7 +51,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("vmm.cli.doctor", "vmm.host.doctor"): "the doctor looks at the host where no machine can be built",
     ("vmm.cli.doctor", "vmm.kvm.doctor"): "the same",
+    **{
+        ("vmm.cli.net", f"vmm.host.net.{name}"): "networks are made without a machine"
+        for name in ("capture", "guests", "look", "network", "networks", "rules", "shaping", "store", "transaction")
+    },
     ("vmm.cli.main", "vmm.kvm.assist.probe"): "which kind of host this is, is told without a machine",
+    ("vmm.host.lan.switch", "vmm.native._engine"): "the switch is a program of its own; frames are moved in C",
     ("vmm.native.plain", "vmm.bus"): "it follows what is on the buses; machine puts it between them and the vCPUs",
     ("vmm.virtio.transport.pci", "vmm.devices.pci.config"): "a virtio device on PCI is a PCI function",
     ("vmm.virtio.transport.pci", "vmm.devices.pci.msix"): "the same",

@@ -13,7 +13,9 @@ from vmm.config import (
     CPUS_MAX,
     MEMORY_MAX,
     MEMORY_MIN,
+    VLAN_TRUNK,
     DiskConfig,
+    Forward,
     MachineConfig,
     NetConfig,
     NetLimits,
@@ -117,13 +119,34 @@ def test_any_path_can_be_written(path: str) -> None:
 # Network cards.
 
 
+def forward(protocol: str, address: str, host_port: int, guest_port: int) -> Forward:
+    return Forward(protocol=protocol, address=address, host_port=host_port, guest_port=guest_port)
+
+
 @pytest.mark.parametrize(
     ("text", "net"),
     [
         ("bridge=br0", NetConfig(bridge="br0")),
+        ("lab", NetConfig(network="lab")),
+        ("lab,name=a,private=yes", NetConfig(network="lab", name="a", private=True)),
+        ("lab,name=web1,queues=2", NetConfig(network="lab", name="web1", queues=2)),
         ("tap=tap0,mtu=9000", NetConfig(tap="tap0", mtu=9000)),
         ("bridge=br0,mac=52:54:00:00:00:01", NetConfig(bridge="br0", mac=bytes.fromhex("525400000001"))),
         ("tap=tap0,queues=4", NetConfig(tap="tap0", queues=4)),
+        ("lan=lab", NetConfig(lan="lab")),
+        ("lan=lab,vlan=5,pcap=a.pcap,mtu=9000", NetConfig(lan="lab", vlan=5, pcap="a.pcap", mtu=9000)),
+        ("lan=lab,vlan=trunk", NetConfig(lan="lab", vlan=VLAN_TRUNK)),
+        ("user", NetConfig(user=True)),
+        ("user,hostfwd=tcp:2222-:22", NetConfig(user=True, forwards=(forward("tcp", "127.0.0.1", 2222, 22),))),
+        (
+            "user,hostfwd=udp:0.0.0.0:53-:53,mtu=1500,hostfwd=tcp::80-:8080",
+            NetConfig(
+                user=True,
+                mtu=1500,
+                forwards=(forward("udp", "0.0.0.0", 53, 53), forward("tcp", "127.0.0.1", 80, 8080)),
+            ),
+        ),
+        ("auto,mtu=1400", NetConfig(auto=True, mtu=1400)),
         (
             "tap=tap0,rx_bw=10M/50M,tx_pps=1000",
             NetConfig(
@@ -143,7 +166,13 @@ def test_cards(text: str, net: NetConfig) -> None:
     "text",
     [
         "",
-        "br0",
+        "name=web1",
+        "lab,private=yes",
+        "lab,name=a,private=perhaps",
+        "bridge=br0,private=yes",
+        "bridge=br0,name=web1",
+        "lab,bridge=br0",
+        "lab,lab2",
         "bridge",
         "bridge=",
         "bridge=a,tap=b",
@@ -152,12 +181,47 @@ def test_cards(text: str, net: NetConfig) -> None:
         "tap=t,queues=0",
         "tap=t,queues=17",
         "tap=t,queues=two",
+        "lan",
+        "lan=x,vlan=4095",
+        "lan=x,vlan=native",
+        "lan=x,queues=2",
+        "lan=x,user",
+        "tap=t,vlan=5",
+        "tap=t,pcap=x",
+        "user=x",
+        "user,queues=2",
+        "user,hostfwd",
+        "tap=t,hostfwd=tcp:2222-:22",
+        "auto,hostfwd=tcp:2222-:22",
     ],
 )
 def test_what_is_no_card(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_net(text)
     assert caught.value.where == "--net"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tcp",
+        "tcp:22",
+        "tcp:22-22",
+        "icmp:22-:22",
+        "tcp:0-:22",
+        "tcp:22-:65536",
+        "tcp:localhost:22-:22",
+        "tcp:1.2.3:22-:22",
+        "tcp:1.2.3.256:22-:22",
+        "tcp:22,23-:22",
+        "tcp:22-:22/x",
+    ],
+)
+def test_what_is_no_forwarded_port(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_net(f"user,hostfwd={text}")
+    assert (caught.value.where or "").startswith("--net")
 
 
 @pytest.mark.parametrize("text", ["0", "", "x", "-1", "1.5M", "10M/", "10M/0", "/5", "10M/5/5", "1T", "1234567890"])

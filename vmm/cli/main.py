@@ -54,8 +54,8 @@ OPTIONS = (
     Option("append", "kernel command line, after what pyvmm adds", metavar="TEXT", short="a"),
     Option("disk", "raw image as a virtio disk; the first is the root file system unless root= says otherwise",
            metavar="IMAGE[,readonly][,cache=…][,queues=N][,iops=RATE][,bw=RATE]…", short="d", repeatable=True),
-    Option("net", "network card on a new tap of a bridge, or on an existing tap",
-           metavar="bridge=NAME|tap=NAME[,mac=…][,mtu=…][,queues=N][,rx_bw=RATE]…", short="n", repeatable=True),
+    Option("net", "network card on a network of pyvmm net, a bridge or a tap; without root on a lan, or by passt",
+           metavar="NETWORK[,name=…]|bridge=NAME|tap=NAME|lan=NAME|user|auto[,mac=…]…", short="n", repeatable=True),
     Option("cpus", "number of CPUs (1)", metavar="N", short="c"),
     Option("memory", f"RAM, such as 512M or 2G ({MEMORY_DEFAULT // MIB}M)", metavar="SIZE", short="m"),
     Option("boot", "how to enter the kernel (auto: the fastest)", metavar="|".join(BOOT_PROTOCOLS)),
@@ -86,6 +86,7 @@ Boot a Linux kernel in a KVM virtual machine.
 _EPILOG = """
 verbs:
   pyvmm doctor        what of this host pyvmm needs or can use, and how to mend what is missing
+  pyvmm net …         networks for guests: made, shown, mended and deleted; pyvmm net --help
 
 exit codes:
   0 the guest powered off    2 usage or configuration   120 guest panic    121 guest crash or dead halt
@@ -102,6 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["doctor"]:
             return _doctor(arguments[1:])
+        if arguments[:1] == ["net"]:
+            from vmm.cli.net import net
+
+            return net(arguments[1:], say)
         options = parse(arguments[1:] if arguments[:1] == ["run"] else arguments, OPTIONS)
         if options.has("help") or options.has("version"):
             sys.stdout.write(_help() if options.has("help") else f"pyvmm {__version__}\n")

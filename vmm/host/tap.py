@@ -69,7 +69,7 @@ class TapQueue:
         Returns its size in bytes, or 0 if none waits (or *views* were too small for a header: that frame is lost).
 
         Raises:
-            BackendError: the tap is gone (somebody deleted it); it stays readable, so stop watching it.
+            OSError: the tap is gone (somebody deleted it); it stays readable, so stop watching it.
         """
         try:
             return os.readv(self._fd, views[:_IOV_MAX])
@@ -78,7 +78,7 @@ class TapQueue:
         except OSError as error:
             if error.errno == errno.EINVAL:
                 return 0
-            raise tap_is_gone(self._name, error.errno or 0) from error
+            raise
 
     def writev(self, views: Sequence[memoryview]) -> bool:
         """Send the frame in *views*, header first. Never blocks.
@@ -91,6 +91,16 @@ class TapQueue:
         except OSError:
             return False
 
+    def mend(self, code: int) -> str:
+        """A tap is gone for good when reading from it fails, with the errno *code*.
+
+        Raises:
+            BackendError: always.
+        """
+        raise BackendError(
+            f"cannot read: {os.strerror(code)}", where=f"tap {self._name}", fix="was the device deleted?"
+        )
+
 
 class Tap:
     """An attached tap: a queue for each of *fds*, which are closed with it. At first the first queue alone is enabled.
@@ -99,6 +109,8 @@ class Tap:
     """
 
     __slots__ = ("_enabled", "mtu", "name", "queues", "segments_udp")
+    kind = "tap"
+    has_offloads = True
 
     def __init__(self, fds: Sequence[int], name: str, mtu: int) -> None:
         self.queues = tuple(TapQueue(fd, name) for fd in fds)
@@ -158,11 +170,6 @@ class Tap:
         except BackendError:
             return False
         return True
-
-
-def tap_is_gone(name: str, code: int) -> BackendError:
-    """What to tell when reading from the tap *name* fails with the errno *code*."""
-    return BackendError(f"cannot read: {os.strerror(code)}", where=f"tap {name}", fix="was the device deleted?")
 
 
 def open_tap(name: str, mtu: int | None = None, queues: int = 1) -> Tap:

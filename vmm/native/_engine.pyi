@@ -57,6 +57,22 @@ class _Lib:
     def ring_next_avail(self, ring: CData) -> int: ...
     def ring_next_used(self, ring: CData) -> int: ...
 
+    LAN_PORTS: int
+    LAN_NATIVE: int
+    LAN_TRUNK: int
+    LAN_KNOCK: int
+    LAN_EMPTY: int
+
+    def lan_open(self, listen_fd: int, limits: CData) -> CData: ...
+    def lan_close(self, lan: CData) -> None: ...
+    def lan_join(self, lan: CData, fd: int, number: int, vlan: int, pcap_fd: int) -> int: ...
+    def lan_run(self, lan: CData, timeout_ms: int) -> int: ...
+    def lan_turn(self, lan: CData, timeout_ms: int) -> int: ...
+
+    LINK_TAP: int
+    LINK_PACKETS: int
+    LINK_STREAM: int
+
     NET_TX: int
     NET_TX_DROPPED: int
     NET_BYTES_SENT: int
@@ -72,7 +88,8 @@ class _Lib:
     def net_pair_open(
         self,
         net: CData,
-        tap_fd: int,
+        link_fd: int,
+        kind: int,
         event_fd: int,
         regions: CData,
         count: int,

@@ -15,10 +15,11 @@ import cffi
 
 _HERE = os.path.dirname(os.path.relpath(os.path.abspath(__file__)))
 #: Headers that Python sees, and the sources.
-_API = ("api.h", "blk_api.h", "net_api.h", "vcpu_api.h")
+_API = ("api.h", "blk_api.h", "lan_api.h", "net_api.h", "vcpu_api.h")
 _SOURCES = (
     *("blk.c", "blk_aio.c", "blk_request.c", "blk_steps.c"),
-    *("net.c", "net_rules.c", "net_rx.c", "net_tx.c"),
+    *("lan.c", "lan_pcap.c", "lan_table.c"),
+    *("net.c", "net_link.c", "net_rules.c", "net_rx.c", "net_tx.c"),
     *("ring.c", "vcpu.c", "worker.c"),
 )
 

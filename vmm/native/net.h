@@ -1,7 +1,7 @@
 /* A queue pair and its worker, for the files that make it up. */
 #pragma once
 
-#include "net_rules.h"
+#include "net_link.h"
 #include "worker.h"
 
 enum {
@@ -28,12 +28,14 @@ struct net_pair {
     struct worker worker;
     struct queue rx, tx;
     bool has_rx, has_tx, running;
-    int tap_fd, event_fd;
+    int link_fd, event_fd;
+    enum link_kind kind;
     atomic_int error; /* the errno of the last failed read, until Python takes it */
     struct net_rules rules;
     unsigned version;
     struct iovec *iov; /* of the frame in hand, the pieces of its first buffer first; and room for one more chain */
     uint8_t *spill;    /* FRAME_MAX bytes */
+    uint8_t *staging;  /* the same, of a frame that is sent */
     bool direct;       /* the last frame received was large: expect another */
     /* The received frame in hand: its buffers, and what of it is in the spill yet. */
     struct held *held;

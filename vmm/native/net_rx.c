@@ -2,8 +2,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 /* Copy size bytes into the pieces, as much as they hold, from byte at on; how many that was. */
 static size_t scatter(const struct iovec *iov, unsigned pieces, size_t at, const uint8_t *from, size_t size)
@@ -91,13 +89,13 @@ static void settle(struct net_pair *pair, size_t size)
 static ssize_t read_frame(struct net_pair *pair, unsigned pieces)
 {
     if (!pair->direct)
-        return read(pair->tap_fd, pair->spill, FRAME_MAX);
+        return link_read(pair->link_fd, pair->kind, pair->spill);
     pieces = (unsigned)least(pieces, PIECES_MAX - 1);
     pair->iov[pieces] = (struct iovec){pair->spill, FRAME_MAX};
-    return readv(pair->tap_fd, pair->iov, (int)pieces + 1);
+    return link_readv(pair->link_fd, pair->iov, pieces + 1);
 }
 
-static void tap_failed(struct net_pair *pair, int code)
+static void link_failed(struct net_pair *pair, int code)
 {
     struct fault ignored;
 
@@ -134,7 +132,7 @@ static int take(struct net_pair *pair, struct fault *fault)
         const int code = errno;
         put_back(pair);
         if (code != EAGAIN && code != EINVAL)
-            tap_failed(pair, code);
+            link_failed(pair, code);
         return 0;
     }
     pair->flood_frames++;
@@ -156,7 +154,7 @@ static int take(struct net_pair *pair, struct fault *fault)
         pair->rest_at = scatter(pair->iov, pair->first_pieces, 0, pair->spill, (size_t)size);
         pair->held[0].written = (uint32_t)pair->rest_at;
     }
-    pair->direct = size > COPY_MAX;
+    pair->direct = size > COPY_MAX && pair->kind != LINK_STREAM;
     return 1;
 }
 

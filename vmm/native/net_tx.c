@@ -1,20 +1,17 @@
 #include "net.h"
 
-#include <sys/uio.h>
-#include <unistd.h>
+enum { FULL_NS = 1000000 }; /* who waits for room looks so often whether there is any */
 
-static bool transmit_frame(struct net_pair *pair, const struct chain *chain)
+static enum sent transmit_frame(struct net_pair *pair, const struct chain *chain)
 {
     const size_t size = chain->readable_bytes;
-    uint8_t copy[COPY_MAX];
 
     if (size < FRAME_MIN || size > FRAME_MAX)
-        return false;
-    if (size <= sizeof copy) {
-        gather(copy, chain->iov, chain->readable, size);
-        return write(pair->tap_fd, copy, size) > 0;
-    }
-    return writev(pair->tap_fd, chain->iov, (int)chain->readable) > 0;
+        return LOST;
+    if (size > COPY_MAX && pair->kind != LINK_STREAM)
+        return link_writev(pair->link_fd, pair->kind, chain->iov, chain->readable);
+    gather(pair->staging, chain->iov, chain->readable, size);
+    return link_write(pair->link_fd, pair->kind, pair->staging, size);
 }
 
 enum turn transmit(struct net_pair *pair, uint64_t *wait_ns, struct fault *fault)
@@ -27,6 +24,7 @@ enum turn transmit(struct net_pair *pair, uint64_t *wait_ns, struct fault *fault
     ring_suppress_kicks(ring);
     for (unsigned n = 0; n < TURN_FRAMES; n++) {
         struct chain chain;
+        enum sent sent;
         const uint64_t delay = delay_ns(&net->tx_bytes, &net->tx_frames);
 
         if (delay) {
@@ -37,7 +35,14 @@ enum turn transmit(struct net_pair *pair, uint64_t *wait_ns, struct fault *fault
         got = ring_pop(ring, &chain, iov, fault);
         if (got <= 0)
             break;
-        if (transmit_frame(pair, &chain)) {
+        sent = transmit_frame(pair, &chain);
+        if (sent == FULL) {
+            ring_unpop(ring);
+            *wait_ns = least(*wait_ns, FULL_NS);
+            queue_publish(&pair->tx);
+            return IDLE;
+        }
+        if (sent == SENT) {
             const uint64_t size = chain.readable_bytes - HEADER_SIZE;
             count(pair, NET_TX, 1);
             count(pair, NET_BYTES_SENT, size);

@@ -1,6 +1,6 @@
-"""virtio network device (VIRTIO 1.2 §5.1): queue pairs in front of a tap, and a control queue.
+"""virtio network device (VIRTIO 1.2 §5.1): queue pairs in front of an uplink, and a control queue.
 
-Every frame has a 12-byte `struct virtio_net_hdr` before it, for the guest as for the tap, so frames go through as they
+Every frame has a 12-byte `struct virtio_net_hdr` before it, for the guest as for a tap, so frames go through as they
 are; only flags and num_buffers of received ones are the device's to set. This module is what the driver negotiates and
 configures; the frames go by a `Path`, in Python (`vmm.virtio.net_python`) or in C (`vmm.virtio.net_native`).
 
@@ -37,28 +37,42 @@ if TYPE_CHECKING:
     from vmm.eventloop import EventLoop
     from vmm.virtio.device import ActiveDevice
 
-    class TapQueue(Protocol):
-        """One queue of a tap, as `vmm.host.tap.TapQueue`: frames with a 12-byte header. Nothing here blocks."""
+    class UplinkQueue(Protocol):
+        """One queue of an uplink, as `vmm.host.tap.TapQueue`: frames with a 12-byte header. Only `mend` may block."""
 
         def fileno(self) -> int:
             """Readable when a frame waits; a frame a read or write."""
 
         def readv(self, views: Sequence[memoryview]) -> int:
-            """Take the next frame into *views*; its bytes, or 0 if none waits. `BackendError` if the tap is gone."""
+            """Take the next frame into *views*; its bytes, or 0 if none waits. `OSError` if the uplink is lost."""
 
-        def writev(self, views: Sequence[memoryview]) -> bool:
-            """Send the frame in *views*; whether the host took it."""
+        def writev(self, views: Sequence[memoryview]) -> bool | None:
+            """Send the frame in *views*; whether the host took it, or None: it has no room now, try again soon."""
 
-    class Tap(Protocol):
-        """A tap, as `vmm.host.tap.Tap`. The methods raise `BackendError`."""
+        def mend(self, code: int) -> str:
+            """The uplink is lost, by the errno *code*: open it anew under the same descriptor, and say so.
+
+            `BackendError` if that cannot be.
+            """
+
+    class Uplink(Protocol):
+        """What a card is plugged into: `vmm.host.tap.Tap`, `vmm.host.uplink.Uplink`. Methods raise `BackendError`."""
 
         @property
         def name(self) -> str:
             """What the host calls it."""
 
         @property
-        def queues(self) -> Sequence[TapQueue]:
+        def kind(self) -> str:
+            """How frames go: `tap`, `packets` or `stream` (`vmm/native/net_api.h`, `enum link_kind`)."""
+
+        @property
+        def queues(self) -> Sequence[UplinkQueue]:
             """One for each queue pair that the driver may use."""
+
+        @property
+        def has_offloads(self) -> bool:
+            """Whether checksums and the segmentation of TCP may be left undone, either way."""
 
         @property
         def segments_udp(self) -> bool:
@@ -83,7 +97,7 @@ if TYPE_CHECKING:
             """The driver is live and may use *pairs*; none is enabled yet."""
 
         def enable(self, count: int) -> None:
-            """Use the first *count* pairs. `BackendError` if the tap is gone."""
+            """Use the first *count* pairs. `BackendError` if the uplink is gone."""
 
         def kick(self, index: int) -> None:
             """The driver has put something into queue *index*."""
@@ -98,7 +112,7 @@ if TYPE_CHECKING:
             """The driver takes queue *index* back."""
 
         def stop(self) -> None:
-            """Touch guest memory and tap no more."""
+            """Touch guest memory and uplink no more."""
 
 
 _QUEUE_SIZE, _CONTROL_SIZE = 256, 64
@@ -116,27 +130,31 @@ _TUN_FLAGS = (
 )
 _FEATURES = (
     NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS | NetFeature.MRG_RXBUF
-    | NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6 | NetFeature.HOST_ECN
-    | NetFeature.GUEST_CSUM | NetFeature.GUEST_TSO4 | NetFeature.GUEST_TSO6 | NetFeature.GUEST_ECN
     | NetFeature.CTRL_VQ | NetFeature.CTRL_RX | NetFeature.CTRL_RX_EXTRA | NetFeature.CTRL_MAC_ADDR
-    | NetFeature.CTRL_GUEST_OFFLOADS | NetFeature.GUEST_ANNOUNCE
+    | NetFeature.GUEST_ANNOUNCE
+)  # fmt: skip
+_OFFLOADS = (
+    NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6 | NetFeature.HOST_ECN
+    | NetFeature.GUEST_CSUM | NetFeature.GUEST_TSO4 | NetFeature.GUEST_TSO6 | NetFeature.GUEST_ECN
+    | NetFeature.CTRL_GUEST_OFFLOADS
 )  # fmt: skip
 _USO = NetFeature.HOST_USO | NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6
 
 
 class NetDevice(VirtioDevice):
-    """A network card on *tap*, whose frames go by *path*. *mtu* is in bytes."""
+    """A network card on *uplink*, whose frames go by *path*. *mtu* is in bytes."""
 
     device_id = DeviceId.NET
 
-    def __init__(self, name: str, tap: Tap, loop: EventLoop, path: Path, *, mac: bytes, mtu: int) -> None:
+    def __init__(self, name: str, uplink: Uplink, loop: EventLoop, path: Path, *, mac: bytes, mtu: int) -> None:
         super().__init__(name)
-        self._tap, self._loop, self._path = tap, loop, path
+        self._uplink, self._loop, self._path = uplink, loop, path
         self._mac, self._mtu = mac, mtu
-        self._pairs_max = len(tap.queues)
+        self._pairs_max = len(uplink.queues)
         self.own_workers = path.own_workers
         self.queue_sizes = (*(_QUEUE_SIZE,) * (2 * self._pairs_max), _CONTROL_SIZE)
-        self.features = _FEATURES | (NetFeature.MQ if self._pairs_max > 1 else 0) | (_USO if tap.segments_udp else 0)
+        self.features = _FEATURES | (NetFeature.MQ if self._pairs_max > 1 else 0)
+        self.features |= (_OFFLOADS if uplink.has_offloads else 0) | (_USO if uplink.segments_udp else 0)
         self._status = _LINK_UP
         self._filter = RxFilter(mac, promiscuous=True)
         self._active: ActiveDevice | None = None
@@ -144,7 +162,7 @@ class NetDevice(VirtioDevice):
         self._show_config()
 
     def activate(self, active: ActiveDevice) -> None:
-        """Set the tap's offloads to what the driver takes, and begin to receive."""
+        """Set the uplink's offloads to what the driver takes, and begin to receive."""
         features = active.features
         pairs = self._pairs_max if features & NetFeature.MQ else 1
         self._active = active
@@ -187,7 +205,7 @@ class NetDevice(VirtioDevice):
         self._show_config()
 
     def announce(self) -> None:
-        """Have the driver announce itself to its network, if it can: the tap is at another place now."""
+        """Have the driver announce itself to its network, if it can: the uplink is at another place now."""
         active = self._active
         if active is not None and active.features & NetFeature.GUEST_ANNOUNCE:
             self._status |= _ANNOUNCE
@@ -229,7 +247,7 @@ class NetDevice(VirtioDevice):
         """As `Card.set_offloads`."""
         self._rules.offloads = offloads
         self._path.rules_changed()
-        return self._try(lambda: self._tap.set_offload(sum(flag for bit, flag in _TUN_FLAGS if offloads & bit)))
+        return self._try(lambda: self._uplink.set_offload(sum(flag for bit, flag in _TUN_FLAGS if offloads & bit)))
 
     def _try(self, action: Callable[[], None]) -> bool:
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 
 from vmm.errors import BackendError
-from vmm.host.tap import tap_is_gone
 from vmm.native._engine import ffi, lib
 from vmm.virtio import native
 from vmm.virtio.net_frame import GUEST_SEGMENTS, NetFeature
@@ -20,9 +19,10 @@ if TYPE_CHECKING:
     from vmm.eventloop import EventLoop
     from vmm.native._engine import CData
     from vmm.virtio.device import ActiveDevice
-    from vmm.virtio.net import Tap
+    from vmm.virtio.net import Uplink
     from vmm.virtio.net_frame import RxRules
 
+_KINDS = {"tap": lib.LINK_TAP, "packets": lib.LINK_PACKETS, "stream": lib.LINK_STREAM}
 _COUNTERS = (
     (lib.NET_TX, "tx"),
     (lib.NET_TX_DROPPED, "tx_dropped"),
@@ -35,15 +35,15 @@ _COUNTERS = (
 
 
 class NativePath:
-    """Moves frames between the driver's queues and *tap*, in threads of its own. As `vmm.virtio.net.Path`.
+    """Moves frames between the driver's queues and *uplink*, in threads of its own. As `vmm.virtio.net.Path`.
 
     *loop* is where the workers' messages are taken.
     """
 
     own_workers = True
 
-    def __init__(self, tap: Tap, loop: EventLoop) -> None:
-        self._tap, self._loop = tap, loop
+    def __init__(self, uplink: Uplink, loop: EventLoop) -> None:
+        self._uplink, self._loop = uplink, loop
         self._net = ffi.gc(lib.net_open(), lib.net_close)
         self._pairs: list[CData] = []
         self._enabled = 0
@@ -60,12 +60,13 @@ class NativePath:
         self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._loop.watch(self._event_fd, active.guarded(self._on_event), active.lock)
         regions = native.regions(active.memory)
-        for number, tap in enumerate(self._tap.queues[:pairs]):
+        kind = _KINDS[self._uplink.kind]
+        for number, uplink in enumerate(self._uplink.queues[:pairs]):
             halves = []
             for index in (2 * number, 2 * number + 1):
                 queue = active.queues[index]
                 halves += [native.ring_config(queue), native.wiring(active, index)] if queue else [ffi.NULL, ffi.NULL]
-            pair = lib.net_pair_open(self._net, tap.fileno(), self._event_fd, regions, len(regions), *halves)
+            pair = lib.net_pair_open(self._net, uplink.fileno(), kind, self._event_fd, regions, len(regions), *halves)
             if pair == ffi.NULL:
                 raise MemoryError
             self._pairs.append(pair)
@@ -75,7 +76,7 @@ class NativePath:
         before, self._enabled = self._enabled, count
         for pair in self._pairs[count:before]:
             lib.net_pair_stop(pair)
-        self._tap.enable(count)
+        self._uplink.enable(count)
         for pair in self._pairs[before:count]:
             self._start(pair)
 
@@ -143,7 +144,17 @@ class NativePath:
     def _start(self, pair: CData) -> None:
         code = lib.net_pair_start(pair)
         if code:
-            raise BackendError(f"cannot start a worker: {os.strerror(code)}", where=f"tap {self._tap.name}")
+            raise BackendError(f"cannot start a worker: {os.strerror(code)}", where=self._uplink.name)
+
+    def _mend(self, index: int, code: int) -> None:
+        """The uplink is lost, by the errno *code*."""
+        try:
+            self._active.report(self._uplink.queues[index].mend(code))
+        except BackendError as error:
+            self._active.report(str(error))
+        else:  # have the worker wait for what is behind the descriptor now
+            lib.net_pair_stop(self._pairs[index])
+            self._start(self._pairs[index])
 
     def _on_event(self) -> None:
         """A worker has something to tell."""
@@ -154,10 +165,10 @@ class NativePath:
         except BlockingIOError:  # a stale event
             return
         fault = ffi.new("struct fault *")
-        for pair in self._pairs[: self._enabled]:
+        for index, pair in enumerate(self._pairs[: self._enabled]):
             code = lib.net_pair_take_error(pair)
             if code:
-                self._active.report(str(tap_is_gone(self._tap.name, code)))
+                self._mend(index, code)
             if lib.net_pair_take_fault(pair, fault):
                 raise native.guest_fault(fault)
 

@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from vmm.config import NetLimits
     from vmm.eventloop import EventLoop
     from vmm.virtio.device import ActiveDevice
-    from vmm.virtio.net import Tap
+    from vmm.virtio.net import Uplink
     from vmm.virtio.net_frame import RxRules
 
 
 class PythonPath:
-    """Moves frames between the driver's queues and *tap*, in the thread of *loop*. As `vmm.virtio.net.Path`."""
+    """Moves frames between the driver's queues and *uplink*, in the thread of *loop*. As `vmm.virtio.net.Path`."""
 
     own_workers = False
 
-    def __init__(self, tap: Tap, loop: EventLoop) -> None:
-        self._tap, self._loop = tap, loop
+    def __init__(self, uplink: Uplink, loop: EventLoop) -> None:
+        self._uplink, self._loop = uplink, loop
         self._rx, self._tx = Throttle(), Throttle()
         #: By the index of their queues; None where the driver has none.
         self._halves: list[Receiver | Transmitter | None] = []
@@ -34,15 +34,15 @@ class PythonPath:
 
     def start(self, name: str, active: ActiveDevice, pairs: int, rules: RxRules) -> None:
         """As `Path.start`."""
-        for number, tap in enumerate(self._tap.queues[:pairs]):
+        for number, uplink in enumerate(self._uplink.queues[:pairs]):
             index = 2 * number
             queue = active.queues[index]
             receiver = None
             if queue is not None:
                 receiver = Receiver(
-                    name, tap, self._loop, active=active, index=index, queue=queue, rules=rules, throttle=self._rx
+                    name, uplink, self._loop, active=active, index=index, queue=queue, rules=rules, throttle=self._rx
                 )
-            transmitter = Transmitter(name, tap, self._loop, active=active, index=index + 1, throttle=self._tx)
+            transmitter = Transmitter(name, uplink, self._loop, active=active, index=index + 1, throttle=self._tx)
             self._halves += [receiver, transmitter]
 
     def enable(self, count: int) -> None:
@@ -51,7 +51,7 @@ class PythonPath:
         for half in self._halves[2 * count : 2 * before]:
             if half is not None:
                 half.disable()
-        self._tap.enable(count)
+        self._uplink.enable(count)
         for half in self._halves[2 * before : 2 * count]:
             if half is not None:
                 half.enable()

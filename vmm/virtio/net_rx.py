@@ -1,4 +1,4 @@
-"""Receiving in Python: frames from one queue of a tap into one receive queue of the driver."""
+"""Receiving in Python: frames from one queue of an uplink into one receive queue of the driver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmm.eventloop import EventLoop
     from vmm.virtio.chain import DescriptorChain
     from vmm.virtio.device import ActiveDevice
-    from vmm.virtio.net import TapQueue
+    from vmm.virtio.net import UplinkQueue
     from vmm.virtio.net_frame import RxRules, Throttle
     from vmm.virtio.queue import VirtQueue
 
@@ -23,9 +23,9 @@ _pack_u16 = struct.Struct("<H").pack
 
 
 class Receiver:
-    """The driver's receive queue *index*, while the device is live, in front of *tap*, which is watched in *loop*.
+    """The driver's receive queue *index*, while the device is live, in front of *uplink*, which is watched in *loop*.
 
-    The tap is watched only while the driver has buffers: it stays readable as long as a frame waits. A frame is read
+    The uplink is watched only while the driver has buffers: it stays readable as long as a frame waits. A frame is read
     into the next buffer and, where that is too small, into `_spill`; from there the rest goes into further buffers
     (MRG_RXBUF), which the driver may provide later.
     """
@@ -33,7 +33,7 @@ class Receiver:
     def __init__(
         self,
         name: str,
-        tap: TapQueue,
+        uplink: UplinkQueue,
         loop: EventLoop,
         *,
         active: ActiveDevice,
@@ -42,7 +42,7 @@ class Receiver:
         rules: RxRules,
         throttle: Throttle,
     ) -> None:
-        self._name, self._tap, self._loop = name, tap, loop
+        self._name, self._uplink, self._loop = name, uplink, loop
         self._active, self._index, self._queue = active, index, queue
         self._rules = rules
         self._throttle = throttle
@@ -58,7 +58,7 @@ class Receiver:
         self.resume()
 
     def disable(self) -> None:
-        """Leave the tap alone, until `enable`."""
+        """Leave the uplink alone, until `enable`."""
         self._enabled = False
         self._unwatch()
 
@@ -69,14 +69,14 @@ class Receiver:
         if not self._watching:
             self._watching = True
             self._queue.suppress_kicks()
-            self._loop.watch(self._tap.fileno(), self._active.guarded(self._receive), self._active.lock)
-        if self._buffers:  # a frame is in hand, so the tap need not be readable
+            self._loop.watch(self._uplink.fileno(), self._active.guarded(self._receive), self._active.lock)
+        if self._buffers:  # a frame is in hand, so the uplink need not be readable
             self._receive()
 
     def _unwatch(self) -> None:
         if self._watching:
             self._watching = False
-            self._loop.unwatch(self._tap.fileno())
+            self._loop.unwatch(self._uplink.fileno())
 
     def _receive(self) -> None:
         """Bring waiting frames to the driver: the event loop's callback."""
@@ -86,13 +86,21 @@ class Receiver:
             for _ in range(_TURN_FRAMES):
                 if self._must_wait() or not (self._buffers or self._take()) or not self._complete():
                     return
-        except BackendError as error:
+        except OSError as error:
             self._queue.unpop()
             self._queue.want_kicks()
-            self._unwatch()  # until the driver's next kick: a broken tap stays readable
-            self._active.report(str(error))
+            self._unwatch()  # until the driver's next kick: a lost uplink stays readable
+            self._mend(error.errno or 0)
         finally:
             self._active.publish(self._index)
+
+    def _mend(self, code: int) -> None:
+        try:
+            self._active.report(self._uplink.mend(code))
+        except BackendError as error:
+            self._active.report(str(error))
+        else:
+            self.resume()
 
     def _must_wait(self) -> bool:
         """Whether the limits are reached; then receiving goes on by itself when they allow it."""
@@ -108,7 +116,7 @@ class Receiver:
         self.resume()
 
     def _take(self) -> bool:
-        """Take the next good frame from the tap in hand; False if there is none, or no buffer for it."""
+        """Take the next good frame from the uplink in hand; False if there is none, or no buffer for it."""
         for _ in range(_TURN_FRAMES):
             buffer = self._next_buffer()
             if buffer is None:
@@ -116,7 +124,7 @@ class Receiver:
             if buffer.writable_bytes < HEADER_SIZE:
                 self._queue.push(buffer.head, 0)  # no buffer at all: back to the driver, empty
                 continue
-            size = self._tap.readv([*buffer.writable, self._spill])
+            size = self._uplink.readv([*buffer.writable, self._spill])
             written = min(size, buffer.writable_bytes)
             self._buffers = [(buffer, written)]
             self._rest = self._spill[: size - written]

@@ -19,8 +19,8 @@ _TAP_MTU_MAX = 65521
 _ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 
 
-def create_bridge_tap(bridge: str, mtu: int | None = None, queues: int = 1) -> Tap:
-    """Make a tap ``pyvmmN`` on *bridge*. *mtu* in bytes is the guest's, at most (and else) the bridge's.
+def create_bridge_tap(bridge: str, mtu: int | None = None, queues: int = 1, name: str = "pyvmm%d") -> Tap:
+    """Make a tap ``pyvmmN``, or *name*, on *bridge*. *mtu* in bytes is the guest's, at most (and else) the bridge's.
 
     The tap is not persistent: the kernel takes it off the bridge and deletes it with its last descriptor, however
     the process ends. So a killed run leaves nothing for the next one to clean up.
@@ -37,9 +37,9 @@ def create_bridge_tap(bridge: str, mtu: int | None = None, queues: int = 1) -> T
         guest_mtu = choose_mtu(mtu, min(target.mtu, _TAP_MTU_MAX), f"bridge {bridge}", bridge)
         fds = [open_tun()]
         try:
-            name = _make_tap(fds, bridge, queues)
-            _join(name, target, bridge, routes)
-            return Tap(fds, name, guest_mtu)
+            made = _make_tap(fds, bridge, queues, name)
+            _join(made, target, bridge, routes)
+            return Tap(fds, made, guest_mtu)
         except BaseException:
             for fd in fds:
                 os.close(fd)
@@ -66,9 +66,18 @@ def _find_bridge(name: str, routes: IPRoute) -> Link:
     return link
 
 
-def _make_tap(fds: list[int], bridge: str, queues: int) -> str:
+def join_bridge(name: str, bridge: str, routes: IPRoute) -> None:
+    """Put the tap *name* on *bridge*, and bring it up.
+
+    Raises:
+        BackendError: *bridge* is missing, down or no bridge, or we may not.
+    """
+    _join(name, _find_bridge(bridge, routes), bridge, routes)
+
+
+def _make_tap(fds: list[int], bridge: str, queues: int, wanted: str) -> str:
     try:
-        name = attach(fds[0], "pyvmm%d", multi_queue=queues > 1)
+        name = attach(fds[0], wanted, multi_queue=queues > 1)
         add_queues(fds, name, queues)
         return name
     except OSError as error:

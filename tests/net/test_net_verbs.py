@@ -1,0 +1,126 @@
+"""`pyvmm net …` as its users type it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from tests.net.managed import Host, state
+from vmm.cli.main import main
+
+pytestmark = pytest.mark.net
+
+
+class Verbs:
+    """Runs `pyvmm net`, and keeps what it printed."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+        self.said = ""
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """What it prints; what it says beside that is in `said`."""
+        assert main(["net", *arguments]) == code
+        printed = self._capture.readouterr()
+        self.said = printed.err
+        return printed.out
+
+
+@pytest.fixture
+def net(host: Host, capsys: pytest.CaptureFixture[str]) -> Verbs:
+    return Verbs(capsys)
+
+
+def test_help(net: Verbs) -> None:
+    for verb in ("create", "list", "show", "attach", "detach", "repair", "capture", "delete"):
+        assert f"  {verb} " in net()
+        assert net(verb, "--help").startswith(f"usage: pyvmm net {verb}")
+
+
+def test_a_network_comes_and_goes(net: Verbs, host: Host) -> None:
+    before = state(host)
+    assert net("create", "lab", "--nat") == "network lab: 10.77.0.0/24; join it with --net lab\n"
+    assert net("list").splitlines()[1].split() == ["lab", "nat", "10.77.0.0/24", "0", "up"]
+    assert net("delete", "lab") == ""
+    assert state(host) == before
+
+
+def test_the_picture_shows_guests(net: Verbs) -> None:
+    net("create", "lab", "--nat")
+    assert net("attach", "lab", "web1") == ("web1: tap pyvmm-77eba3b9, mac 52:54:77:eb:a3:b9, address 10.77.0.245\n")
+    assert "up0 ── nat ── lab  10.77.0.1\n" in net("show", "lab")
+    shown = json.loads(net("show", "lab", "--format", "json"))
+    assert [(guest["name"], guest["address"]) for guest in shown["guests"]] == [("web1", "10.77.0.245")]
+    assert shown["uplinks"] == ["up0"]
+    net("detach", "lab", "web1")
+    assert json.loads(net("list", "--format", "json"))["networks"][0]["guests"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("create", "new", "--nat", "--ipv6", "auto", "--qos", "rate=1M"),
+        ("attach", "lab", "web2", "--qos", "rate=1M,burst=64K"),
+        ("detach", "lab", "web1"),
+        ("repair",),
+        ("delete", "lab"),
+    ],
+)
+def test_a_dry_run_says_much_and_does_nothing(net: Verbs, host: Host, arguments: tuple[str, ...]) -> None:
+    net("create", "lab", "--nat")
+    net("attach", "lab", "web1")
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    before = state(host)
+    assert net(*arguments, "--dry-run").splitlines()
+    assert state(host) == before
+
+
+def test_repair_says_what_it_made(net: Verbs) -> None:
+    net("create", "lab", "--nat")
+    assert net("repair") == "network lab: all is as it should be\n"
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    assert net("show", "lab").endswith("run: sudo pyvmm net repair lab\n")
+    assert net("repair") == "network lab: made nftables table inet pyvmm-lab\n"
+
+
+def test_a_firewall_in_the_way_is_told_of(net: Verbs) -> None:
+    policy = "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }"
+    subprocess.run(["nft", policy], check=True)
+    net("create", "lab", "--nat")
+    assert net.said == (
+        "pyvmm: the firewall's chain ip filter FORWARD drops what it does not know: "
+        "if guests do not get out, let it accept lab\n"
+    )
+
+
+def test_a_capture_is_a_file(net: Verbs, host: Host) -> None:
+    net("create", "lab", "--nat")
+    net("capture", "lab", "--seconds", "0.1", "--output", f"{host.directory}/lab.pcap")
+    assert net.said.startswith("pyvmm: capturing lab; Ctrl-C ends it\n")
+    with open(f"{host.directory}/lab.pcap", "rb") as file:
+        assert file.read(4) == b"\x4d\x3c\xb2\xa1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "pyvmm net fly: there is no such verb"),
+        (["create"], "pyvmm net create: takes NAME"),
+        (["create", "lab"], "pyvmm net create lab: what kind of network?\n  add --nat"),
+        (["create", "Lab", "--nat"], "pyvmm net: 'Lab' cannot be the name of a network"),
+        (["create", "lab", "--nat", "--subnet", "x"], "--subnet: 'x' is no subnet"),
+        (["create", "lab", "--nat", "--subnet", "192.0.2.0/25"], "--subnet: 192.0.2.0/25 overlaps the host's route"),
+        (["create", "lab", "--nat", "--qos", "10M"], "--qos: is written rate=RATE[,burst=SIZE]"),
+        (["create", "lab", "--nat", "--qos", "rate=8G"], "--qos: rate=8589934592 is more than"),
+        (["show", "lab"], "network lab: there is no such network\n  run: sudo pyvmm net create lab --nat"),
+        (["attach", "lab", "web1"], "network lab: there is no such network"),
+        (["delete", "lab"], "network lab: there is no such network"),
+        (["list", "--format", "xml"], "--format: 'xml' is no format"),
+        (["capture", "lab"], "network lab: there is no such network"),
+    ],
+)
+def test_mistakes(net: Verbs, arguments: list[str], message: str) -> None:
+    net(*arguments, code=2)
+    assert net.said.startswith(f"pyvmm: {message}")

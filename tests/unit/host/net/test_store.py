@@ -1,0 +1,44 @@
+"""The files that pyvmm knows its networks by."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vmm.errors import BackendError
+from vmm.host.net.store import Store
+
+
+def test_documents(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert store.read("lab", "network.json") is None
+    store.write({"a": 1}, "lab", "network.json")
+    assert store.read("lab", "network.json") == {"a": 1}
+    assert store.networks() == ["lab"]
+    store.forget("lab")
+    assert store.networks() == os.listdir(tmp_path) == []
+
+
+def test_where_nothing_was_ever_made(tmp_path: Path) -> None:
+    assert Store(str(tmp_path / "nothing")).networks() == []
+
+
+def test_a_write_that_was_cut_off_changes_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write({"a": 1}, "lab", "network.json")
+    (tmp_path / "lab" / ".network.json").write_text('{"a":')
+    assert store.read("lab", "network.json") == {"a": 1}
+    store.write({"a": 2}, "lab", "network.json")
+    assert os.listdir(tmp_path / "lab") == ["network.json"]
+
+
+@pytest.mark.root
+def test_a_directory_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(BackendError, match="file/net: cannot write: Not a directory"),
+        Store(str(tmp_path / "file" / "net")).locked(),
+    ):
+        pass

@@ -1,0 +1,267 @@
+"""`pyvmm net`: managed networks, with or without a VM."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import sys
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from vmm.cli.net_picture import picture, table
+from vmm.cli.options import Option, Options, parse
+from vmm.config import Rate, parse_rate
+from vmm.errors import ConfigError
+from vmm.host.net import guests, networks
+from vmm.host.net.capture import Capture
+from vmm.host.net.look import look_at, look_at_all
+from vmm.host.net.network import check_name, parse_subnet, parse_subnet6
+from vmm.host.net.rules import foreign_drops
+from vmm.host.net.shaping import check_limit
+from vmm.host.net.store import Store
+from vmm.host.net.transaction import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+#: Of the JSON form; a key may be added under the same number, but none changed or removed.
+JSON_VERSION = 1
+
+_HELP = Option("help", "print this", short="h")
+_DRY = Option("dry-run", "say what would be done, and do nothing")
+_FORMAT = Option("format", "how to print it (text)", metavar="text|json")
+_QOS = Option("qos", "limit in bytes a second", metavar="rate=RATE[,burst=SIZE]")
+
+_USAGE = """\
+usage: pyvmm net VERB …
+
+  create NAME --nat   make a network behind NAT, with DHCP and DNS
+  list                all networks
+  show NAME           the picture of one
+  attach NAME GUEST   make a tap for a guest, which stays
+  detach NAME GUEST   take it away, and forget the guest's addresses
+  repair [NAME]       mend what is missing, after a reboot or somebody's `nft flush ruleset`
+  capture WHAT        frames as pcap: WHAT is a network, or NETWORK/GUEST
+  delete NAME         take the network away
+
+pyvmm net VERB --help lists a verb's options. A guest joins with: pyvmm … --net NAME[,name=GUEST]
+"""
+
+
+def net(arguments: Sequence[str], say: Callable[[str], None]) -> int:
+    """Run `pyvmm net` with *arguments*; the exit code. *say* tells the user something beside the output."""
+    verb, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
+    if verb in ("--help", "-h"):
+        sys.stdout.write(_USAGE)
+        return 0
+    if verb not in _VERBS:
+        raise ConfigError("there is no such verb", where=f"pyvmm net {verb}", fix=f"one of {', '.join(_VERBS)}")
+    operands, table_, run = _VERBS[verb]
+    options = _parse(verb, operands, rest, table_)
+    if options is None:
+        return 0
+    run(*options, say)
+    return 0
+
+
+def _parse(verb: str, operands: str, rest: list[str], table_: Sequence[Option]) -> tuple[list[str], Options] | None:
+    """The operands, and the options after them; None where just help was asked for."""
+    given = []
+    while rest and not rest[0].startswith("-"):
+        given.append(rest.pop(0))
+    options = parse(rest, [*table_, _HELP])
+    if options.has("help"):
+        sys.stdout.write(f"usage: pyvmm net {verb} {operands}".rstrip() + " [options]\n\n")
+        sys.stdout.writelines(option.describe() for option in [*table_, _HELP])
+        return None
+    words = operands.split()
+    if not sum(not word.startswith("[") for word in words) <= len(given) <= len(words):
+        raise ConfigError(f"takes {operands or 'no names'}", where=f"pyvmm net {verb}")
+    return given, options
+
+
+def _create(names: list[str], options: Options, say: Callable[[str], None]) -> None:
+    (name,) = names
+    check_name(name)
+    if not options.has("nat"):
+        raise ConfigError("what kind of network?", where=f"pyvmm net create {name}", fix="add --nat")
+    wanted: dict[str, Any] = {
+        "subnet": parse_subnet(options.one("subnet")) if options.has("subnet") else None,
+        "subnet6": parse_subnet6(options.one("ipv6")) if options.has("ipv6") else None,
+        "limit": _qos(options),
+    }
+    store = Store()
+    if options.has("dry-run"):
+        network = networks.plan(store, name, **wanted)
+        _explain(networks.network_steps(store, network))
+        return
+    network = networks.create(store, name, **wanted)
+    for chain in foreign_drops():
+        say(f"the firewall's chain {chain} drops what it does not know: if guests do not get out, let it accept {name}")
+    subnets = " and ".join(str(subnet) for subnet in (network.subnet, network.subnet6) if subnet)
+    sys.stdout.write(f"network {name}: {subnets}; join it with --net {name}\n")
+
+
+def _list(_: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
+    found = look_at_all(Store())
+    sys.stdout.write(_json({"networks": found}) if _wants_json(options) else table(found))
+
+
+def _show(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
+    store = Store()
+    there = {network.name: network for network in networks.all_networks(store)}
+    if names[0] not in there:
+        raise networks.no_network(store, names[0])
+    found = look_at(store, there[names[0]])
+    sys.stdout.write(_json(found) if _wants_json(options) else picture(found))
+
+
+def _attach(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
+    store = Store()
+    network, owner, limit = networks.get_network(store, names[0]), _user(options), _qos(options)
+    if options.has("dry-run"):
+        guest = guests.plan_guest(store, network, names[1], attached=True, owner=owner, limit=limit)
+        _explain(guests.guest_steps(store, network, guest))
+        return
+    guest = guests.attach(store, network, names[1], owner=owner, limit=limit)
+    if _wants_json(options):
+        sys.stdout.write(_json(guest.to_json() | {"tap": guest.tap}))
+    else:
+        sys.stdout.write(f"{guest.name}: tap {guest.tap}, mac {guest.mac}, address {guest.address}\n")
+
+
+def _detach(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
+    store = Store()
+    network = networks.get_network(store, names[0])
+    if options.has("dry-run"):
+        _explain_undo(guests.guest_steps(store, network, guests.get_guest(store, network, names[1])))
+    else:
+        guests.detach(store, network, names[1])
+
+
+def _delete(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
+    store = Store()
+    if options.has("dry-run"):
+        network = networks.get_network(store, names[0])
+        steps = networks.network_steps(store, network)
+        for guest in guests.read_guests(store, network.name).values():
+            steps += guests.guest_steps(store, network, guest)
+        _explain_undo(steps)
+    else:
+        networks.delete(store, names[0], force=options.has("force"))
+
+
+def _repair(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
+    store = Store()
+    for name in names or store.networks():
+        if options.has("dry-run"):
+            made = [f"would make {what}" for what in networks.missing(store, name)]
+        else:
+            made = [f"made {what}" for what in networks.repair(store, name)]
+        sys.stdout.write(f"network {name}: {', '.join(made) or 'all is as it should be'}\n")
+
+
+def _capture(names: list[str], options: Options, say: Callable[[str], None]) -> None:
+    store = Store()
+    network_name, _, guest = names[0].partition("/")
+    network = networks.get_network(store, network_name)
+    device = guests.get_guest(store, network, guest).tap if guest else network.name
+    path, count, seconds = options.one("output", "-"), options.number("count", 0) or None, options.seconds("seconds")
+    with closing(Capture(device)) as capture, _interruption() as stop_fd:
+        with open(1 if path == "-" else path, "wb", closefd=path != "-") as output:
+            say(f"capturing {device}; Ctrl-C ends it")
+            written = capture.write(output, count=count, seconds=seconds, stop_fd=stop_fd)
+        say(f"{written} frames")
+
+
+@contextmanager
+def _interruption() -> Iterator[int]:
+    """A descriptor that is readable when the user has enough."""
+    alarm, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.set_wakeup_fd(wake)
+    try:
+        yield alarm
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(alarm)
+        os.close(wake)
+
+
+def _explain(steps: Sequence[Step]) -> None:
+    for step in steps:
+        sys.stdout.write(f"make {step.what}:\n")
+        sys.stdout.writelines(f"    {line}\n" for line in step.describe().splitlines())
+
+
+def _explain_undo(steps: Sequence[Step]) -> None:
+    sys.stdout.writelines(f"take away {step.what}\n" for step in reversed(steps))
+
+
+def _qos(options: Options) -> Rate | None:
+    if not options.has("qos"):
+        return None
+    parts = dict(part.partition("=")[::2] for part in options.one("qos").split(","))
+    if "rate" not in parts or not parts.keys() <= {"rate", "burst"}:
+        raise ConfigError("is written rate=RATE[,burst=SIZE]", where="--qos", fix="such as rate=10M,burst=1M")
+    text = f"{parts['rate']}/{parts['burst']}" if "burst" in parts else parts["rate"]
+    return check_limit(parse_rate(text, "--qos"))
+
+
+def _user(options: Options) -> int | None:
+    if not options.has("user"):
+        return None
+    try:
+        return pwd.getpwnam(options.one("user")).pw_uid
+    except KeyError:
+        raise ConfigError(f"there is no user {options.one('user')}", where="--user") from None
+
+
+def _wants_json(options: Options) -> bool:
+    form = options.one("format", "text")
+    if form not in ("text", "json"):
+        raise ConfigError(f"{form!r} is no format", where="--format", fix="text or json")
+    return form == "json"
+
+
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps({"version": JSON_VERSION, **document}, indent=2) + "\n"
+
+
+#: Each verb's operands (those in brackets may be missing), its options, and what does it.
+_VERBS: dict[str, tuple[str, tuple[Option, ...], Callable[[list[str], Options, Callable[[str], None]], None]]] = {
+    "create": (
+        "NAME",
+        (
+            Option("nat", "guests reach the world by the host's address"),
+            Option("subnet", "the guests' addresses (a free one)", metavar="10.77.0.0/24"),
+            Option("ipv6", "IPv6 as well", metavar="auto|fd00:77::/64"),
+            _QOS,
+            _DRY,
+        ),
+        _create,
+    ),
+    "list": ("", (_FORMAT,), _list),
+    "show": ("NAME", (_FORMAT,), _show),
+    "attach": (
+        "NAME GUEST",
+        (Option("user", "who may run the guest without being root", metavar="USER"), _QOS, _FORMAT, _DRY),
+        _attach,
+    ),
+    "detach": ("NAME GUEST", (_DRY,), _detach),
+    "repair": ("[NAME]", (_DRY,), _repair),
+    "capture": (
+        "NAME[/GUEST]",
+        (
+            Option("output", "where to write them (standard output)", metavar="FILE"),
+            Option("count", "end after so many frames", metavar="N"),
+            Option("seconds", "end after so long", metavar="SECONDS"),
+        ),
+        _capture,
+    ),
+    "delete": ("NAME", (Option("force", "even while guests run on it"), _DRY), _delete),
+}

@@ -1,0 +1,120 @@
+"""What a managed network is like now: its parts, and who is on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmm.host.net.device import find_device, netlink
+from vmm.host.net.guests import read_guests
+from vmm.host.net.networks import all_networks, find_network, state
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+    from vmm.host.net.network import Network
+    from vmm.host.net.store import Store
+
+_LOWER_UP = 0x1_0000  # IFF_LOWER_UP, linux/if.h: of a tap, that a process has it open
+_MAIN_TABLE = 254
+
+
+def look_at(store: Store, network: Network) -> dict[str, Any]:
+    """*network* as a JSON document: keys may be added to it, but none changed or removed.
+
+    Counters are in bytes and packets, from the guest's side; those of the bridge's are the host's with all guests.
+    """
+    ready = find_network(store, network.name) is not None
+    guests = read_guests(store, network.name)
+    leases = _leases(store, network)
+    with netlink() as routes:
+        links = list(routes.get_links())
+        uplinks = _uplinks(routes, {link["index"]: link.get_attr("IFLA_IFNAME") for link in links})
+        bridge = find_device(routes, network.name)
+    ports = {
+        link.get_attr("IFLA_IFNAME"): link
+        for link in links
+        if bridge is not None and link.get_attr("IFLA_MASTER") == bridge["index"]
+    }
+    by_tap = {guest.tap: guest for guest in guests.values()}
+    rows = [
+        {
+            "name": guest.name,
+            "mac": guest.mac,
+            "address": str(guest.address),
+            "attached": guest.attached,
+            **_port(guest.tap, ports.get(guest.tap)),
+        }
+        for guest in guests.values()
+    ]
+    rows += [
+        {"name": None, "mac": None, "address": None, "attached": False, **_port(name, link)}
+        for name, link in ports.items()
+        if name not in by_tap
+    ]
+    known = {guest.mac for guest in guests.values()}
+    return {
+        "name": network.name,
+        "kind": "nat",
+        "bridge": network.name,
+        "mac": network.mac,
+        "subnet": str(network.subnet),
+        "gateway": str(network.gateway),
+        "subnet6": network.subnet6 and str(network.subnet6),
+        "gateway6": network.gateway6 and str(network.gateway6),
+        "limit": network.limit and vars(network.limit),
+        "ready": ready,
+        "parts": state(store, network),
+        "uplinks": uplinks,
+        **_counters(bridge),
+        "guests": rows,
+        "leases": [lease for lease in leases if lease["mac"] not in known],
+    }
+
+
+def look_at_all(store: Store) -> list[dict[str, Any]]:
+    """All networks, unfinished ones too, as `look_at` has them."""
+    return [look_at(store, network) for network in all_networks(store)]
+
+
+def _port(name: str, link: Any) -> dict[str, Any]:
+    """The bridge's port *name*, None if it is absent. What the host receives there the guest has sent."""
+    counters = _counters(link)
+    return {
+        "device": name,
+        "there": link is not None,
+        "running": link is not None and bool(link["flags"] & _LOWER_UP),
+        "rx_bytes": counters["tx_bytes"],
+        "rx_packets": counters["tx_packets"],
+        "tx_bytes": counters["rx_bytes"],
+        "tx_packets": counters["rx_packets"],
+    }
+
+
+def _counters(link: Any) -> dict[str, int]:
+    names = ("rx_bytes", "rx_packets", "tx_bytes", "tx_packets")
+    counted = link.get_attr("IFLA_STATS64") if link is not None else None
+    return {name: counted[name] if counted else 0 for name in names}
+
+
+def _uplinks(routes: IPRoute, names: dict[int, str]) -> list[str]:
+    """The devices of the host's default routes."""
+    defaults = [
+        route
+        for route in routes.get_routes(table=_MAIN_TABLE)
+        if not route["dst_len"] and route["type"] == 1 and route.get_attr("RTA_OIF")
+    ]
+    return sorted({names[route.get_attr("RTA_OIF")] for route in defaults})
+
+
+def _leases(store: Store, network: Network) -> list[dict[str, str]]:
+    """The addresses that dnsmasq has given away: a line each of expiry, MAC, address, name and client id."""
+    try:
+        with open(store.path(network.name, "leases"), encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file]
+    except FileNotFoundError:
+        return []
+    return [
+        {"mac": fields[1], "address": fields[2], "name": fields[3]}
+        for fields in lines
+        if len(fields) == 5 and ":" in fields[1]
+    ]

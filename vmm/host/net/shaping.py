@@ -1,0 +1,69 @@
+"""Limits by the kernel's token bucket filter, tbf(8): of what a device sends, that is of what guests receive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmm.errors import ConfigError
+from vmm.host.net.device import find_device, netlink
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+    from vmm.config import Rate
+
+_ROOT = 0xFFFF_FFFF  # TC_H_ROOT, linux/pkt_sched.h
+_LATENCY = "50ms"
+_RATE_MAX = (1 << 32) - 1
+_BURST_MIN = 2048
+
+
+class Shaping:
+    """The device *device* sends no more than *limit*, in bytes; what exceeds it waits up to 50 ms."""
+
+    def __init__(self, device: str, limit: Rate) -> None:
+        self._device, self._limit = device, limit
+        self.what = f"limit of {device}"
+
+    def describe(self) -> str:
+        rate, burst = self._limit.per_second, self._limit.burst
+        return f"tc qdisc replace dev {self._device} root tbf rate {rate}bps burst {burst} latency {_LATENCY}"
+
+    def is_done(self) -> bool:
+        with netlink() as routes:
+            filter_ = _root(routes, self._device)
+            if filter_ is None or filter_.get_attr("TCA_KIND") != "tbf":
+                return False
+            parameters = filter_.get_nested("TCA_OPTIONS", "TCA_TBF_PARMS")
+        return bool(parameters["rate"] == self._limit.per_second)
+
+    def do(self) -> None:
+        with netlink() as routes:
+            index = find_device(routes, self._device)["index"]
+            rate, burst = self._limit.per_second, self._limit.burst
+            routes.tc("replace", "tbf", index=index, rate=rate, burst=burst, latency=_LATENCY)
+
+    def undo(self) -> None:
+        with netlink() as routes:
+            filter_ = _root(routes, self._device)
+            if filter_ is not None and filter_.get_attr("TCA_KIND") == "tbf":
+                routes.tc("del", index=filter_["index"], handle=filter_["handle"], parent=_ROOT)
+
+
+def check_limit(limit: Rate) -> Rate:
+    """*limit*, if tbf can keep it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if limit.per_second > _RATE_MAX:
+        raise ConfigError(f"rate={limit.per_second} is more than {_RATE_MAX} bytes a second", where="--qos")
+    if limit.burst < _BURST_MIN:
+        raise ConfigError(f"burst={limit.burst} lets no frame through", where="--qos", fix=f"at least {_BURST_MIN}")
+    return limit
+
+
+def _root(routes: IPRoute, device: str) -> Any:
+    """rtnetlink's message about the queueing discipline of *device*, or None without one."""
+    link = find_device(routes, device)
+    return next(iter(routes.get_qdiscs(index=link["index"])), None) if link is not None else None
