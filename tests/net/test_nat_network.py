@@ -11,6 +11,7 @@ from tests.net.managed import Host
 from vmm.config import Rate
 from vmm.errors import ConfigError
 from vmm.host.net import guests, networks
+from vmm.host.net.create import create_nat
 from vmm.host.net.store import Store
 
 from .namespace import ip, sysctl
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.net
 
 
 def test_guests_get_addresses(host: Host, store: Store) -> None:
-    network = networks.create(store, "lab")
+    network = create_nat(store, "lab")
     address, router, dns, domain = host.lease(host.guest("lab"))
     assert network.subnet == IPv4Network("10.77.0.0/24")
     assert socket.inet_aton(address)[:3] == b"\x0a\x4d\x00"
@@ -27,14 +28,14 @@ def test_guests_get_addresses(host: Host, store: Store) -> None:
 
 
 def test_guests_reach_the_world_by_the_hosts_address(host: Host, store: Store) -> None:
-    networks.create(store, "lab")
+    create_nat(store, "lab")
     guest = host.guest("lab")
     host.lease(guest)
     assert guest.pings("198.51.100.1")
 
 
 def test_the_world_does_not_reach_guests(host: Host, store: Store) -> None:
-    networks.create(store, "lab")
+    create_nat(store, "lab")
     guest = host.guest("lab")
     address = host.lease(guest)[0]
     host.router.run("ip route add 10.77.0.0/24 via 192.0.2.2")
@@ -43,8 +44,8 @@ def test_the_world_does_not_reach_guests(host: Host, store: Store) -> None:
 
 
 def test_networks_do_not_reach_each_other(host: Host, store: Store) -> None:
-    networks.create(store, "one")
-    networks.create(store, "two")
+    create_nat(store, "one")
+    create_nat(store, "two")
     here, there = host.guest("one"), host.guest("two")
     host.lease(here)
     address, gateway, *_ = host.lease(there)
@@ -53,14 +54,14 @@ def test_networks_do_not_reach_each_other(host: Host, store: Store) -> None:
 
 
 def test_guests_of_one_network_reach_each_other(host: Host, store: Store) -> None:
-    networks.create(store, "lab")
+    create_nat(store, "lab")
     here, there = host.guest("lab"), host.guest("lab")
     host.lease(here)
     assert here.pings(host.lease(there)[0])
 
 
 def test_a_guest_cannot_send_from_foreign_addresses(host: Host, store: Store) -> None:
-    networks.create(store, "lab")
+    create_nat(store, "lab")
     guest = host.guest("lab")
     host.lease(guest)
     guest.run("ip address add 203.0.113.9/32 dev lo")
@@ -70,7 +71,7 @@ def test_a_guest_cannot_send_from_foreign_addresses(host: Host, store: Store) ->
 
 
 def test_guests_and_the_host_find_guests_by_name(host: Host, store: Store) -> None:
-    network = networks.create(store, "lab")
+    network = create_nat(store, "lab")
     web = guests.attach(store, network, "web1")
     guest = host.guest("lab", web.mac)
     assert host.lease(guest)[0] == str(web.address)
@@ -81,14 +82,14 @@ def test_guests_and_the_host_find_guests_by_name(host: Host, store: Store) -> No
 
 
 def test_a_name_has_the_same_addresses_again(host: Host, store: Store) -> None:
-    network = networks.create(store, "lab")
+    network = create_nat(store, "lab")
     before = guests.attach(store, network, "web1")
     guests.detach(store, network, "web1")
     assert guests.attach(store, network, "web1") == before
 
 
 def test_ipv6(host: Host, store: Store) -> None:
-    network = networks.create(store, "lab", subnet6=IPv6Network("fd00:77::/64"))
+    network = create_nat(store, "lab", subnet6=IPv6Network("fd00:77::/64"))
     guest = host.guest("lab", "52:54:00:00:00:01")
     guest.run("ip link set eth0 up")
     guest.run("for _ in $(seq 100); do ip -6 route | grep -q ^default && exit; sleep 0.1; done; exit 1")
@@ -101,14 +102,14 @@ def test_ipv6(host: Host, store: Store) -> None:
 
 
 def test_routes_learned_by_advertisements_stay(host: Host, store: Store) -> None:
-    networks.create(store, "lab", subnet6=IPv6Network("fd00:77::/64"))
+    create_nat(store, "lab", subnet6=IPv6Network("fd00:77::/64"))
     assert sysctl("net/ipv6/conf/up0/accept_ra") == "2"
     networks.delete(store, "lab")
     assert sysctl("net/ipv6/conf/up0/accept_ra") == "1"
 
 
 def test_a_limit(host: Host, store: Store) -> None:
-    networks.create(store, "lab", limit=Rate(per_second=1 << 20, burst=1 << 16))
+    create_nat(store, "lab", limit=Rate(per_second=1 << 20, burst=1 << 16))
     assert "tbf" in ip("link show lab")
     assert all(networks.state(store, networks.get_network(store, "lab")).values())
 
@@ -116,22 +117,22 @@ def test_a_limit(host: Host, store: Store) -> None:
 def test_a_subnet_on_the_hosts_way_is_refused(host: Host, store: Store) -> None:
     ip("route add 10.80.0.0/16 via 192.0.2.1")
     with pytest.raises(ConfigError, match=r"overlaps the host's route to 10.80.0.0/16 by up0"):
-        networks.create(store, "lab", subnet=IPv4Network("10.80.3.0/24"))
+        create_nat(store, "lab", subnet=IPv4Network("10.80.3.0/24"))
 
 
 def test_a_free_subnet_is_found(host: Host, store: Store) -> None:
     ip("route add 10.77.0.0/23 via 192.0.2.1")
-    networks.create(store, "one")
-    assert networks.create(store, "two").subnet == IPv4Network("10.77.3.0/24")
+    create_nat(store, "one")
+    assert create_nat(store, "two").subnet == IPv4Network("10.77.3.0/24")
     assert networks.get_network(store, "one").subnet == IPv4Network("10.77.2.0/24")
 
 
 def test_a_name_that_a_device_has_is_refused(host: Host, store: Store) -> None:
     with pytest.raises(ConfigError, match="the host has a device named up0"):
-        networks.create(store, "up0")
+        create_nat(store, "up0")
 
 
 def test_creating_it_again_changes_nothing(host: Host, store: Store) -> None:
-    assert networks.create(store, "lab") == networks.create(store, "lab")
+    assert create_nat(store, "lab") == create_nat(store, "lab")
     with pytest.raises(ConfigError, match="there is such a network, with other options"):
-        networks.create(store, "lab", subnet=IPv4Network("10.99.0.0/24"))
+        create_nat(store, "lab", subnet=IPv4Network("10.99.0.0/24"))

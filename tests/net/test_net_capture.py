@@ -11,8 +11,8 @@ import pytest
 
 from tests.net.managed import Host
 from vmm.errors import BackendError
-from vmm.host.net import networks
 from vmm.host.net.capture import Capture
+from vmm.host.net.create import create_nat
 from vmm.host.net.store import Store
 
 from .namespace import ip
@@ -36,7 +36,7 @@ def packets(pcap: bytes) -> list[bytes]:
 
 
 def test_what_passes_between_guests_is_captured(host: Host, store: Store) -> None:
-    networks.create(store, "lab")
+    create_nat(store, "lab")
     here, there = host.guest("lab"), host.guest("lab")
     address = host.lease(there)[0]
     host.lease(here)
@@ -55,7 +55,7 @@ def test_what_passes_between_guests_is_captured(host: Host, store: Store) -> Non
 
 @pytest.mark.parametrize("limit", [{"count": 2, "seconds": None}, {"count": None, "seconds": 0.2}])
 def test_it_ends_by_itself(host: Host, store: Store, limit: dict[str, int | None]) -> None:
-    networks.create(store, "lab")
+    create_nat(store, "lab")
     stop, stopped = os.pipe()
     capture = Capture("lab")
     host.guest("lab").run("ip link set eth0 up; (busybox arping -c 3 -I eth0 10.77.0.1 >/dev/null 2>&1 &)")

@@ -12,9 +12,10 @@ import pytest
 from tests.net.managed import Host, state
 from vmm.config import Rate
 from vmm.errors import BackendError, ConfigError
-from vmm.host.net import guests, networks
+from vmm.host.net import guests
 from vmm.host.net.card import open_card
-from vmm.host.net.network import Network, parse_subnet
+from vmm.host.net.create import create_nat
+from vmm.host.net.network import Nat, parse_subnet
 from vmm.host.net.store import Store
 from vmm.mac import parse_mac
 
@@ -25,11 +26,11 @@ pytestmark = pytest.mark.net
 
 
 @pytest.fixture
-def network(store: Store) -> Network:
-    return networks.create(store, "lab")
+def network(store: Store) -> Nat:
+    return create_nat(store, "lab")
 
 
-def test_a_guest_joins_by_name(host: Host, store: Store, network: Network) -> None:
+def test_a_guest_joins_by_name(host: Host, store: Store, network: Nat) -> None:
     tap, mac = open_card("lab", "web1", None, 1)
     with contextlib.closing(tap):
         guest = guests.get_guest(store, network, "web1")
@@ -40,7 +41,7 @@ def test_a_guest_joins_by_name(host: Host, store: Store, network: Network) -> No
     assert tap.name not in links()
 
 
-def test_the_next_run_has_the_same_addresses(host: Host, store: Store, network: Network) -> None:
+def test_the_next_run_has_the_same_addresses(host: Host, store: Store, network: Nat) -> None:
     seen = set()
     for _ in range(2):
         tap, mac = open_card("lab", "web1", None, 1)
@@ -49,20 +50,20 @@ def test_the_next_run_has_the_same_addresses(host: Host, store: Store, network: 
     assert len(seen) == 1
 
 
-def test_a_guest_without_a_name_leaves_no_record(host: Host, store: Store, network: Network) -> None:
+def test_a_guest_without_a_name_leaves_no_record(host: Host, store: Store, network: Nat) -> None:
     tap, mac = open_card("lab", "", None, 1)
     tap.close()
     assert mac is None
     assert guests.read_guests(store, "lab") == {}
 
 
-def test_a_name_runs_once(host: Host, store: Store, network: Network) -> None:
+def test_a_name_runs_once(host: Host, store: Store, network: Nat) -> None:
     tap, _ = open_card("lab", "web1", None, 1)
     with contextlib.closing(tap), pytest.raises(BackendError, match=r"^network lab: web1 runs already: "):
         open_card("lab", "web1", None, 2)
 
 
-def test_a_guest_that_runs_is_not_detached(host: Host, store: Store, network: Network) -> None:
+def test_a_guest_that_runs_is_not_detached(host: Host, store: Store, network: Nat) -> None:
     tap, _ = open_card("lab", "web1", None, 1)
     with contextlib.closing(tap), pytest.raises(ConfigError, match="network lab: web1 runs: "):
         guests.detach(store, network, "web1")
@@ -74,7 +75,7 @@ def test_a_missing_network_says_how_to_make_it(host: Host) -> None:
     assert str(caught.value) == "network lab: there is no such network\n  run: sudo pyvmm net create lab --nat"
 
 
-def test_an_attached_guest_has_a_tap_that_stays(host: Host, store: Store, network: Network) -> None:
+def test_an_attached_guest_has_a_tap_that_stays(host: Host, store: Store, network: Nat) -> None:
     guest = guests.attach(store, network, "web1", owner=65534, limit=Rate(per_second=1 << 20, burst=1 << 20))
     (shown,) = json.loads(ip(f"-json -details link show {guest.tap}"))
     assert shown["master"] == "lab"
@@ -88,7 +89,7 @@ def test_an_attached_guest_has_a_tap_that_stays(host: Host, store: Store, networ
 
 
 @pytest.mark.root
-def test_its_owner_needs_no_privilege(host: Host, store: Store, network: Network) -> None:
+def test_its_owner_needs_no_privilege(host: Host, store: Store, network: Nat) -> None:
     guests.attach(store, network, "web1", owner=65534)
     program = "from vmm.host.net.card import open_card; print(open_card('lab', 'web1', None, 1)[0].name)"
     script = """
@@ -101,7 +102,7 @@ def test_its_owner_needs_no_privilege(host: Host, store: Store, network: Network
     assert done.stdout == "pyvmm-77eba3b9\n", done.stderr
 
 
-def test_attaching_again_changes_what_differs(host: Host, store: Store, network: Network) -> None:
+def test_attaching_again_changes_what_differs(host: Host, store: Store, network: Nat) -> None:
     guests.attach(store, network, "web1")
     guest = guests.attach(store, network, "web1", limit=Rate(per_second=1 << 20, burst=1 << 20))
     assert "tbf" in ip(f"link show {guest.tap}")
@@ -109,7 +110,7 @@ def test_attaching_again_changes_what_differs(host: Host, store: Store, network:
     assert "tbf" not in ip(f"link show {guest.tap}")
 
 
-def test_attach_and_detach_leave_nothing(host: Host, store: Store, network: Network) -> None:
+def test_attach_and_detach_leave_nothing(host: Host, store: Store, network: Nat) -> None:
     before = state(host)
     guests.attach(store, network, "web1")
     guests.attach(store, network, "web2")
@@ -121,7 +122,7 @@ def test_attach_and_detach_leave_nothing(host: Host, store: Store, network: Netw
 
 
 def test_a_full_network(host: Host, store: Store) -> None:
-    network = networks.create(store, "tiny", subnet=parse_subnet("10.99.0.0/29"))
+    network = create_nat(store, "tiny", subnet=parse_subnet("10.99.0.0/29"))
     addresses = {str(guests.attach(store, network, name).address) for name in ("a", "b", "c")}
     assert addresses == {"10.99.0.4", "10.99.0.5", "10.99.0.6"}
     with pytest.raises(ConfigError, match="all 3 addresses for guests with names are in use"):

@@ -11,6 +11,7 @@ import pytest
 from tests.net.managed import Host, state
 from vmm.errors import ConfigError
 from vmm.host.net import guests, networks
+from vmm.host.net.create import create_nat
 from vmm.host.net.store import Store
 
 pytestmark = pytest.mark.net
@@ -36,7 +37,7 @@ def at_once(action: Callable[[int], object]) -> None:
 
 def test_creates_of_overlapping_names(host: Host, store: Store) -> None:
     before = state(host)
-    at_once(lambda number: networks.create(store, f"net{number % 10}"))
+    at_once(lambda number: create_nat(store, f"net{number % 10}"))
     made = networks.all_networks(store)
     assert len(made) == len({network.subnet for network in made}) == 10
     assert all(networks.missing(store, network.name) == [] for network in made)
@@ -50,7 +51,7 @@ def test_creates_of_overlapping_names(host: Host, store: Store) -> None:
 
 
 def test_attaches_of_overlapping_names(host: Host, store: Store) -> None:
-    network = networks.create(store, "lab")
+    network = create_nat(store, "lab")
     before = state(host)
     at_once(lambda number: guests.attach(store, network, f"guest{number % 50}"))
     made = guests.read_guests(store, "lab").values()
@@ -67,7 +68,7 @@ def test_creates_and_deletes_of_one_name(host: Host, store: Store) -> None:
 
     def create_or_delete(number: int) -> None:
         if number % 2:
-            networks.create(store, "lab")
+            create_nat(store, "lab")
             return
         with suppress(ConfigError):  # it has gone
             networks.delete(store, "lab")

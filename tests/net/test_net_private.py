@@ -13,9 +13,10 @@ from contextlib import closing, contextmanager, suppress
 import pytest
 
 from tests.net.managed import Host, state
-from vmm.host.net import guests, networks
+from vmm.host.net import guests
 from vmm.host.net.card import open_card
-from vmm.host.net.network import Network
+from vmm.host.net.create import create_nat
+from vmm.host.net.network import Nat
 from vmm.host.net.private import GUEST_MAC, PrivateTap
 from vmm.host.net.store import Store
 from vmm.host.tap import Tap
@@ -36,8 +37,8 @@ time.sleep(60)
 
 
 @pytest.fixture
-def network(store: Store) -> Network:
-    return networks.create(store, "lab")
+def network(store: Store) -> Nat:
+    return create_nat(store, "lab")
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def echo_request(mac: bytes, target: bytes) -> bytes:
     )
 
 
-def test_copies_reach_the_world_side_by_side(host: Host, store: Store, network: Network) -> None:
+def test_copies_reach_the_world_side_by_side(host: Host, store: Store, network: Nat) -> None:
     with private("copy1") as one, private("copy2") as two:
         gateways = {gateway_of(tap) for tap in (one, two)}
         assert len(gateways) == 1
@@ -82,7 +83,7 @@ def test_copies_reach_the_world_side_by_side(host: Host, store: Store, network: 
             assert (answer[26:30], answer[34]) == (bytes((198, 51, 100, 1)), 0)
 
 
-def test_the_name_leads_to_the_guest(host: Host, store: Store, network: Network) -> None:
+def test_the_name_leads_to_the_guest(host: Host, store: Store, network: Nat) -> None:
     with private("copy1") as tap:
         gateway_of(tap)
         address = guests.get_guest(store, network, "copy1").address
@@ -91,7 +92,7 @@ def test_the_name_leads_to_the_guest(host: Host, store: Store, network: Network)
         assert (frame[23], frame[30:34], frame[34]) == (1, GUEST, 8)
 
 
-def test_the_guest_gets_its_address_by_dhcp(host: Host, store: Store, network: Network) -> None:
+def test_the_guest_gets_its_address_by_dhcp(host: Host, store: Store, network: Nat) -> None:
     with private("copy1") as tap:
         discover = bytes((1, 1, 6, 0)) + b"\x12\x34\x56\x78" + bytes(20) + GUEST_MAC + bytes(202)
         discover += b"\x63\x82\x53\x63\x35\x01\x01\xff"
@@ -112,7 +113,7 @@ def test_the_guest_gets_its_address_by_dhcp(host: Host, store: Store, network: N
         raise AssertionError("no offer")
 
 
-def test_nothing_is_left(host: Host, store: Store, network: Network) -> None:
+def test_nothing_is_left(host: Host, store: Store, network: Nat) -> None:
     with private("copy1"):
         await_carrier("lab")  # its first gives a bridge a route for multicast, for good
     before = state(host)
@@ -122,7 +123,7 @@ def test_nothing_is_left(host: Host, store: Store, network: Network) -> None:
     assert {**state(host), "hosts": ""} == {**before, "hosts": ""}
 
 
-def test_nothing_is_left_of_a_killed_process(host: Host, store: Store, network: Network) -> None:
+def test_nothing_is_left_of_a_killed_process(host: Host, store: Store, network: Nat) -> None:
     before = links()
     with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout

@@ -14,8 +14,9 @@ from tests.net.managed import Host, servers
 from vmm.config import Rate
 from vmm.host.net import forwarding, guests, networks
 from vmm.host.net.bridge import create_bridge_tap
+from vmm.host.net.create import create_nat
 from vmm.host.net.dnsmasq import Dnsmasq
-from vmm.host.net.network import Network
+from vmm.host.net.network import Nat
 from vmm.host.net.store import Store
 
 from .namespace import ip, sysctl
@@ -24,11 +25,9 @@ pytestmark = pytest.mark.net
 
 
 @pytest.fixture
-def network(host: Host, store: Store) -> Network:
+def network(host: Host, store: Store) -> Nat:
     """A network with everything there is, and a guest with a tap on it."""
-    made = networks.create(
-        store, "lab", subnet6=IPv6Network("fd00:77::/64"), limit=Rate(per_second=10 << 20, burst=1 << 20)
-    )
+    made = create_nat(store, "lab", subnet6=IPv6Network("fd00:77::/64"), limit=Rate(per_second=10 << 20, burst=1 << 20))
     guests.attach(store, made, "web1", limit=Rate(per_second=1 << 20, burst=1 << 20))
     return made
 
@@ -61,7 +60,7 @@ def dnsmasq(host: Host) -> int | None:
         ("true", []),
     ],
 )
-def test_what_is_missing_is_made(host: Host, store: Store, network: Network, command: str, made: list[str]) -> None:
+def test_what_is_missing_is_made(host: Host, store: Store, network: Nat, command: str, made: list[str]) -> None:
     subprocess.run(command, shell=True, check=True)
     assert networks.missing(store, "lab") == made
     assert networks.repair(store, "lab") == made
@@ -69,7 +68,7 @@ def test_what_is_missing_is_made(host: Host, store: Store, network: Network, com
     host.lease(host.guest("lab"))
 
 
-def test_after_a_reboot(host: Host, store: Store, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_reboot(host: Host, store: Store, network: Nat, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is there but the files, and the host's own settings are what they are now."""
     subprocess.run(["nft", "flush", "ruleset"], check=True)
     for device in ("lab", "pyvmm-77eba3b9"):
@@ -82,7 +81,7 @@ def test_after_a_reboot(host: Host, store: Store, network: Network, monkeypatch:
     assert sysctl("net/ipv4/ip_forward") == "1"
 
 
-def test_a_dnsmasq_that_dies_is_started_again(host: Host, store: Store, network: Network) -> None:
+def test_a_dnsmasq_that_dies_is_started_again(host: Host, store: Store, network: Nat) -> None:
     old = dnsmasq(host)
     assert old
     os.kill(old, signal.SIGKILL)
@@ -93,7 +92,7 @@ def test_a_dnsmasq_that_dies_is_started_again(host: Host, store: Store, network:
     host.lease(host.guest("lab"))
 
 
-def test_a_dnsmasq_without_its_loop_is_replaced(host: Host, store: Store, network: Network) -> None:
+def test_a_dnsmasq_without_its_loop_is_replaced(host: Host, store: Store, network: Nat) -> None:
     old = servers(host)
     for pid in old:
         os.kill(pid, signal.SIGKILL)
@@ -103,7 +102,7 @@ def test_a_dnsmasq_without_its_loop_is_replaced(host: Host, store: Store, networ
     assert len(servers(host)) == 2
 
 
-def test_a_running_guest_comes_back_on_the_bridge(host: Host, store: Store, network: Network) -> None:
+def test_a_running_guest_comes_back_on_the_bridge(host: Host, store: Store, network: Nat) -> None:
     with store.locked():
         guest = guests.reserve(store, network, "web2")
         tap = create_bridge_tap("lab", name=guest.tap)

@@ -13,6 +13,7 @@ from tests.net.managed import Host, state
 from vmm.config import Rate
 from vmm.errors import BackendError, ConfigError
 from vmm.host.net import guests, networks
+from vmm.host.net.create import create_nat
 from vmm.host.net.device import Bridge
 from vmm.host.net.dnsmasq import Dnsmasq
 from vmm.host.net.store import Store
@@ -30,7 +31,7 @@ Story = tuple[Callable[[Store], None], Callable[[Store], None], str]
 
 
 def create(store: Store) -> None:
-    networks.create(store, "lab", subnet6=SUBNET6, limit=LIMIT)
+    create_nat(store, "lab", subnet6=SUBNET6, limit=LIMIT)
 
 
 def attach(store: Store) -> None:
@@ -88,8 +89,8 @@ def test_settings_made_one_by_one_are_put_back(host: Host, store: Store) -> None
 @pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
 def test_forwarding_ends_with_the_last_network(host: Host, store: Store, order: tuple[str, str]) -> None:
     before = state(host)
-    networks.create(store, "one")
-    networks.create(store, "two", subnet6=SUBNET6)
+    create_nat(store, "one")
+    create_nat(store, "two", subnet6=SUBNET6)
     networks.delete(store, order[0])
     with open("/proc/sys/net/ipv4/ip_forward") as file:
         assert file.read() == "1\n"
@@ -129,7 +130,7 @@ def test_a_dnsmasq_that_does_not_start_is_told_of(host: Host, store: Store, monk
 
 @pytest.mark.parametrize("action", [create, attach, delete])
 def test_without_privilege(host: Host, store: Store, action: Callable[[Store], None]) -> None:
-    networks.create(store, "lab")
+    create_nat(store, "lab")
     before = state(host)
     with without_net_admin(), pytest.raises(BackendError) as caught:
         action(store)

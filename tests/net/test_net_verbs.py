@@ -50,7 +50,7 @@ def test_a_network_comes_and_goes(net: Verbs, host: Host) -> None:
 def test_the_picture_shows_guests(net: Verbs) -> None:
     net("create", "lab", "--nat")
     assert net("attach", "lab", "web1") == ("web1: tap pyvmm-77eba3b9, mac 52:54:77:eb:a3:b9, address 10.77.0.245\n")
-    assert "up0 ── nat ── lab  10.77.0.1\n" in net("show", "lab")
+    assert "up0 ── nat ── lab  10.77.0.1/24\n" in net("show", "lab")
     shown = json.loads(net("show", "lab", "--format", "json"))
     assert [(guest["name"], guest["address"]) for guest in shown["guests"]] == [("web1", "10.77.0.245")]
     assert shown["uplinks"] == ["up0"]

@@ -12,21 +12,20 @@ _UNITS = ((1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
 
 def table(networks: Sequence[dict[str, Any]]) -> str:
     """*networks* (as `vmm.host.net.look.look_at` has them), a line each."""
-    lines = [("network", "kind", "subnet", "guests", "state")]
+    lines = [("network", "kind", "addresses", "guests", "state")]
     for network in networks:
-        subnets = ", ".join(filter(None, (network["subnet"], network["subnet6"])))
-        lines.append((network["name"], network["kind"], subnets, str(len(network["guests"])), _state(network)))
+        addresses = " ".join(network["subnets"] or network["addresses"]) or "-"
+        lines.append((network["name"], network["kind"], addresses, str(len(network["guests"])), _state(network)))
     return _columns(lines)
 
 
 def picture(network: dict[str, Any]) -> str:
     """The host's devices, the bridge, its ports and the guests of *network*, and what is wrong with it."""
     host = "+".join(network["uplinks"]) or "(no default route)"
-    addresses = " ".join(filter(None, (network["gateway"], network["gateway6"])))
     lines = [
-        f"network {network['name']}: {network['kind']}, {network['subnet']}, {_state(network)}",
+        ", ".join([f"network {network['name']}: {network['kind']}", *network["subnets"], _state(network)]),
         "",
-        f"{host} ── {network['kind']} ── {network['bridge']}  {addresses}",
+        f"{host} ── {network['kind']} ── {network['bridge']}  {' '.join(network['addresses'])}",
     ]
     rows = [
         (
@@ -56,6 +55,8 @@ def picture(network: dict[str, Any]) -> str:
 def _state(network: dict[str, Any]) -> str:
     if not network["ready"]:
         return "unfinished"
+    if network["trial"]:
+        return "on trial"
     return "up" if all(network["parts"].values()) else "broken"
 
 

@@ -8,8 +8,8 @@ from vmm.cli.net_picture import picture, table
 
 NOTHING = {"rx_bytes": 0, "rx_packets": 0, "tx_bytes": 0, "tx_packets": 0}
 LAB: dict[str, Any] = {
-    "name": "lab", "kind": "nat", "bridge": "lab", "subnet": "10.77.0.0/24", "gateway": "10.77.0.1",
-    "subnet6": None, "gateway6": None, "limit": None, "ready": True, "uplinks": ["eth0"],
+    "name": "lab", "kind": "nat", "bridge": "lab", "subnets": ["10.77.0.0/24"], "addresses": ["10.77.0.1/24"],
+    "limit": None, "ready": True, "trial": False, "uplinks": ["eth0"],
     "parts": {"bridge lab": True, "dnsmasq on lab": True},
     "guests": [
         {"name": "web1", "mac": "52:54:00:00:00:01", "address": "10.77.0.200", "attached": True, "there": True,
@@ -26,7 +26,7 @@ def test_a_picture() -> None:
     assert picture(LAB) == (
         "network lab: nat, 10.77.0.0/24, up\n"
         "\n"
-        "eth0 ── nat ── lab  10.77.0.1\n"
+        "eth0 ── nat ── lab  10.77.0.1/24\n"
         "               ├─ pyvmm-00000001  web1  10.77.0.200  52:54:00:00:00:01  running  rx 1.5M tx 900\n"
         "               └─ pyvmm0          -     -            -                  off      rx 0 tx 0\n"
         "\n"
@@ -45,8 +45,10 @@ def test_what_is_missing_is_marked() -> None:
 
 
 def test_a_line_each() -> None:
-    assert table([LAB, LAB | {"name": "new", "ready": False, "guests": [], "subnet6": "fd00::/64"}]) == (
-        "network  kind  subnet                   guests  state\n"
-        "lab      nat   10.77.0.0/24             2       up\n"
-        "new      nat   10.77.0.0/24, fd00::/64  0       unfinished\n"
+    assert table(
+        [LAB, LAB | {"name": "new", "ready": False, "guests": [], "subnets": ["10.77.0.0/24", "fd00::/64"]}]
+    ) == (
+        "network  kind  addresses               guests  state\n"
+        "lab      nat   10.77.0.0/24            2       up\n"
+        "new      nat   10.77.0.0/24 fd00::/64  0       unfinished\n"
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.errors import ConfigError
 from vmm.host.net.bridge import create_bridge_tap
 from vmm.host.net.guests import read_guests, reserve
+from vmm.host.net.network import Nat
 from vmm.host.net.networks import get_network
 from vmm.host.net.store import Store
 from vmm.host.tap import open_tap
@@ -37,6 +39,8 @@ def open_card(
     with store.locked():  # until the tap is there: a second guest of that name sees it then
         guest = reserve(store, network, name)
         if private:
+            if not isinstance(network, Nat):
+                raise ConfigError("private=yes is for networks behind NAT", where=f"network {network_name}")
             from vmm.host.net.private import GUEST_MAC, open_private
 
             return open_private(network, guest, mtu, queues), GUEST_MAC

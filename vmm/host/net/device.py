@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pyroute2 import IPRoute
 
-    from vmm.host.net.network import Network
+    from vmm.host.net.network import Nat
 
 _ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 _IFA_F_NODAD = 0x02  # linux/if_addr.h
@@ -51,7 +51,7 @@ def find_device(routes: IPRoute, name: str) -> Any:
 class Bridge:
     """The bridge of *network*, up, with the host's addresses."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Nat) -> None:
         self._network = network
         self.what = f"bridge {network.name}"
 

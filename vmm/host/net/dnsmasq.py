@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from vmm.errors import BackendError
 
 if TYPE_CHECKING:
-    from vmm.host.net.network import Network
+    from vmm.host.net.network import Nat
     from vmm.host.net.store import Store
 
 #: dnsmasq ends with 0 when told to end, with less than 128 when it cannot start, else by a signal.
@@ -30,7 +30,7 @@ _POLL_S = 0.002
 class Dnsmasq:
     """dnsmasq runs for *network*."""
 
-    def __init__(self, store: Store, network: Network) -> None:
+    def __init__(self, store: Store, network: Nat) -> None:
         self._store, self._network = store, network
         self._path = store.path(network.name, "dnsmasq.conf")
         self.what = f"dnsmasq on {network.name}"

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from vmm.host.net.record import boot_id
+
 if TYPE_CHECKING:
     from vmm.host.net.store import Store
 
@@ -66,8 +68,8 @@ class Forwarding:
     def _record(self) -> dict[str, Any]:
         """The networks that need it, and how it was before them. Nothing of it outlives a boot of the host."""
         record = (self._store.read(_FILE) or {}).get(str(self._version))
-        if record is None or record["boot"] != _boot():
-            return {"boot": _boot(), "users": [], "before": {}}
+        if record is None or record["boot"] != boot_id():
+            return {"boot": boot_id(), "users": [], "before": {}}
         return dict(record)
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -80,11 +82,6 @@ class Forwarding:
             self._store.write(all_records, _FILE)
         else:
             self._store.remove(_FILE)
-
-
-def _boot() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
 
 
 def _read(path: str) -> str:

@@ -18,7 +18,7 @@ from vmm.host.net.bridge import join_bridge
 from vmm.host.net.device import find_device, netlink
 from vmm.host.net.dnsmasq import Dnsmasq
 from vmm.host.net.link import tap_holder
-from vmm.host.net.network import Network, check_name
+from vmm.host.net.network import Nat, check_name
 from vmm.host.net.shaping import Shaping
 from vmm.host.net.transaction import apply, mend, revert
 from vmm.host.tap import attach as attach_tap
@@ -28,6 +28,7 @@ from vmm.mac import default_mac, format_mac
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmm.host.net.record import Network
     from vmm.host.net.store import Store
     from vmm.host.net.transaction import Step
 
@@ -39,11 +40,14 @@ _LOWER_UP = 0x1_0000  # IFF_LOWER_UP, linux/if.h: of a tap, that a process has i
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest *name* with its addresses. *attached*: it has a tap that stays, for the user with the id *owner*."""
+    """A guest *name* with its addresses. *attached*: it has a tap that stays, for the user with the id *owner*.
+
+    On a physical network it has no IP address of ours.
+    """
 
     name: str
     mac: str
-    address: IPv4Address
+    address: IPv4Address | None
     attached: bool = False
     owner: int | None = None
     #: Bytes a second that the tap sends to the guest.
@@ -56,19 +60,20 @@ class Guest:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON document."""
-        return vars(self) | {"address": str(self.address), "limit": self.limit and vars(self.limit)}
+        return vars(self) | {"address": self.address and str(self.address), "limit": self.limit and vars(self.limit)}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Guest:
         """The guest that `to_json` made *document* of."""
         limit = Rate(**document["limit"]) if document["limit"] else None
-        return cls(**document | {"address": IPv4Address(document["address"]), "limit": limit})
+        address = IPv4Address(document["address"]) if document["address"] else None
+        return cls(**document | {"address": address, "limit": limit})
 
 
 class Names:
     """dnsmasq gives *guest* its address and name, and the host knows it by name."""
 
-    def __init__(self, store: Store, network: Network, guest: Guest) -> None:
+    def __init__(self, store: Store, network: Nat, guest: Guest) -> None:
         self._store, self._network, self._guest = store, network, guest
         self._line = f"{guest.address}\t{guest.name}.{network.name} {guest.name}\t# pyvmm net {network.name}\n"
         self.what = f"name {guest.name}.{network.name}"
@@ -149,8 +154,12 @@ class GuestTap:
 
 def guest_steps(store: Store, network: Network, guest: Guest) -> list[Step]:
     """What *guest* of *network* has on the host."""
-    steps: list[Step] = [Names(store, network, guest), GuestTap(network, guest)]
-    return [*steps, Shaping(guest.tap, guest.limit)] if guest.attached and guest.limit else steps
+    steps: list[Step] = [GuestTap(network, guest)]
+    if isinstance(network, Nat):
+        steps.insert(0, Names(store, network, guest))
+    if guest.attached and guest.limit:
+        steps.append(Shaping(guest.tap, guest.limit))
+    return steps
 
 
 def read_guests(store: Store, network: str) -> dict[str, Guest]:
@@ -243,7 +252,8 @@ def reserve(store: Store, network: Network, name: str) -> Guest:
     guests = read_guests(store, network.name)
     if name not in guests:
         _write_guests(store, network, guests | {name: guest})
-    mend([Names(store, network, guest)], f"join {name} to network {network.name}")
+    if isinstance(network, Nat):
+        mend([Names(store, network, guest)], f"join {name} to network {network.name}")
     return guest
 
 
@@ -254,6 +264,8 @@ def _new_guest(network: Network, name: str, guests: Mapping[str, Guest]) -> Gues
     while format_mac(default_mac(seed)) in macs:
         seed += "+"
     mac = default_mac(seed)
+    if not isinstance(network, Nat):
+        return Guest(name=name, mac=format_mac(mac), address=None)
     taken = {guest.address for guest in guests.values()}
     count = network.subnet.num_addresses - 1 - network.middle  # the last is the broadcast address
     start = int.from_bytes(mac[2:], "big")

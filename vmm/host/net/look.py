@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.host.net.device import find_device, netlink
 from vmm.host.net.guests import read_guests
-from vmm.host.net.networks import all_networks, find_network, state
+from vmm.host.net.network import Nat
+from vmm.host.net.networks import all_networks, state
+from vmm.host.net.record import read_record
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-    from vmm.host.net.network import Network
+    from vmm.host.net.record import Network
     from vmm.host.net.store import Store
 
 _LOWER_UP = 0x1_0000  # IFF_LOWER_UP, linux/if.h: of a tap, that a process has it open
@@ -23,7 +25,7 @@ def look_at(store: Store, network: Network) -> dict[str, Any]:
 
     Counters are in bytes and packets, from the guest's side; those of the bridge's are the host's with all guests.
     """
-    ready = find_network(store, network.name) is not None
+    record = read_record(store, network.name)
     guests = read_guests(store, network.name)
     leases = _leases(store, network)
     with netlink() as routes:
@@ -40,7 +42,7 @@ def look_at(store: Store, network: Network) -> dict[str, Any]:
         {
             "name": guest.name,
             "mac": guest.mac,
-            "address": str(guest.address),
+            "address": guest.address and str(guest.address),
             "attached": guest.attached,
             **_port(guest.tap, ports.get(guest.tap)),
         }
@@ -54,20 +56,30 @@ def look_at(store: Store, network: Network) -> dict[str, Any]:
     known = {guest.mac for guest in guests.values()}
     return {
         "name": network.name,
-        "kind": "nat",
+        "kind": network.kind,
         "bridge": network.name,
-        "mac": network.mac,
-        "subnet": str(network.subnet),
-        "gateway": str(network.gateway),
-        "subnet6": network.subnet6 and str(network.subnet6),
-        "gateway6": network.gateway6 and str(network.gateway6),
-        "limit": network.limit and vars(network.limit),
-        "ready": ready,
+        **_own(network),
+        "ready": record is not None and record.is_finished,
+        "trial": record is not None and record.state == "trial",
         "parts": state(store, network),
-        "uplinks": uplinks,
+        "uplinks": uplinks if isinstance(network, Nat) else [network.nic],
         **_counters(bridge),
         "guests": rows,
         "leases": [lease for lease in leases if lease["mac"] not in known],
+    }
+
+
+def _own(network: Network) -> dict[str, Any]:
+    """What the host has on it, by the network's kind."""
+    if not isinstance(network, Nat):
+        addresses = [f"{one['address']}/{one['prefixlen']}" for one in network.settings.addresses]
+        return {"mac": network.settings.mac, "addresses": addresses, "subnets": [], "limit": None}
+    both = [(network.gateway, network.subnet), (network.gateway6, network.subnet6)]
+    return {
+        "mac": network.mac,
+        "addresses": [f"{address}/{subnet.prefixlen}" for address, subnet in both if subnet],
+        "subnets": [str(subnet) for _, subnet in both if subnet],
+        "limit": network.limit and vars(network.limit),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a managed network is to be."""
+"""What a managed network behind NAT is to be, and what networks may be called."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any
+from typing import Any, ClassVar
 
 from vmm.config import Rate
 from vmm.errors import ConfigError
@@ -20,7 +20,7 @@ IPV6_PREFIX = 64
 
 
 @dataclass(frozen=True)
-class Network:
+class Nat:
     """A network behind NAT: the bridge *name*, on which the host is the first address of each subnet.
 
     *mac* is the bridge's, and made up for it: by it a bridge is known to be this one.
@@ -30,6 +30,7 @@ class Network:
     mac: str
     subnet: IPv4Network
     subnet6: IPv6Network | None = None
+    kind: ClassVar = "nat"
     #: Bytes a second, each way, of all traffic with the world.
     limit: Rate | None = None
 
@@ -51,6 +52,7 @@ class Network:
     def to_json(self) -> dict[str, Any]:
         """As a JSON document."""
         return {
+            "kind": self.kind,
             "name": self.name,
             "mac": self.mac,
             "subnet": str(self.subnet),
@@ -59,7 +61,7 @@ class Network:
         }
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Network:
+    def from_json(cls, document: dict[str, Any]) -> Nat:
         """The network that `to_json` made *document* of."""
         return cls(
             name=document["name"],

@@ -1,34 +1,33 @@
-"""Managed networks: made and taken away as wholes, and mended."""
+"""Managed networks: found, taken away as wholes, and mended. `create` makes them."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from vmm.errors import BackendError, ConfigError
+from vmm.errors import ConfigError
 from vmm.host.net.device import Bridge, find_device, netlink
 from vmm.host.net.dnsmasq import Dnsmasq
 from vmm.host.net.forwarding import Forwarding
 from vmm.host.net.guests import guest_steps, read_guests
-from vmm.host.net.network import Network, make_mac
+from vmm.host.net.network import Nat
+from vmm.host.net.physical import Takeover
+from vmm.host.net.record import Network, Record, read_record, write_record
 from vmm.host.net.rules import Rules
 from vmm.host.net.shaping import Shaping
-from vmm.host.net.subnets import choose_subnet, refuse_overlap, taken
-from vmm.host.net.transaction import apply, mend, revert
+from vmm.host.net.transaction import mend, revert
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Network, IPv6Network
-
-    from vmm.config import Rate
     from vmm.host.net.store import Store
     from vmm.host.net.transaction import Step
 
-_FILE = "network.json"
 _LOWER_UP = 0x1_0000  # IFF_LOWER_UP, linux/if.h: of a tap, that a process has it open
 
 
 def network_steps(store: Store, network: Network) -> list[Step]:
     """What *network* consists of, in the order in which it is made: closed before it is opened."""
+    if not isinstance(network, Nat):
+        return [Takeover(network)]
     steps: list[Step] = [Rules(network), Forwarding(store, network.name, 4)]
     if network.subnet6:
         steps.append(Forwarding(store, network.name, 6))
@@ -36,75 +35,6 @@ def network_steps(store: Store, network: Network) -> list[Step]:
     if network.limit:
         steps.append(Shaping(network.name, network.limit))
     return [*steps, Dnsmasq(store, network)]
-
-
-def plan(
-    store: Store,
-    name: str,
-    *,
-    subnet: IPv4Network | None = None,
-    subnet6: IPv6Network | None = None,
-    limit: Rate | None = None,
-) -> Network:
-    """The network *name* as it would be made, or as it is if it is there and is what is asked for.
-
-    Raises:
-        ConfigError: a subnet is taken, a device has the name, or there is another network of that name.
-    """
-    there = find_network(store, name)
-    if there is not None:
-        if (subnet or there.subnet, subnet6 or there.subnet6, limit or there.limit) != (
-            there.subnet,
-            there.subnet6,
-            there.limit,
-        ):
-            raise ConfigError(
-                "there is such a network, with other options",
-                where=f"network {name}",
-                fix=f"see it: pyvmm net show {name}\ntake it away: pyvmm net delete {name}",
-            )
-        return there
-    occupied = taken([other for other in all_networks(store) if other.name != name])
-    if subnet:
-        refuse_overlap(subnet, occupied, "--subnet")
-    if subnet6:
-        refuse_overlap(subnet6, occupied, "--ipv6")
-    with netlink() as routes:
-        if find_device(routes, name) is not None:
-            raise ConfigError(f"the host has a device named {name}", where=f"network {name}", fix="choose another name")
-    return Network(name=name, mac=make_mac(), subnet=subnet or choose_subnet(occupied), subnet6=subnet6, limit=limit)
-
-
-def create(
-    store: Store,
-    name: str,
-    *,
-    subnet: IPv4Network | None = None,
-    subnet6: IPv6Network | None = None,
-    limit: Rate | None = None,
-) -> Network:
-    """Make the network *name*, wholly or not at all; one that is there and is what is asked for is mended.
-
-    Raises:
-        ConfigError: as `plan`.
-        BackendError: the host refuses a part; all is as before.
-    """
-    with store.locked():
-        _clear(store, name)
-        network = plan(store, name, subnet=subnet, subnet6=subnet6, limit=limit)
-        steps, goal = network_steps(store, network), f"create network {name}"
-        if find_network(store, name) is not None:
-            mend(steps, goal)
-            return network
-        _record(store, network, "creating")
-        try:
-            apply(steps, goal)
-        except BaseException:
-            with suppress(BackendError):  # of what the first error already tells
-                _clear(store, name)
-            raise
-        _record(store, network, "ready")
-        return network
 
 
 def delete(store: Store, name: str, *, force: bool = False) -> None:
@@ -117,16 +47,15 @@ def delete(store: Store, name: str, *, force: bool = False) -> None:
     with store.locked():
         network = find_network(store, name)
         if network is None:
-            if not _clear(store, name):
+            if not clear(store, name):
                 raise no_network(store, name)
             return
-        running = [] if force else ports_in_use(name)
+        running = [] if force else ports_in_use(network)
         if running:
             raise ConfigError(
                 f"is in use by {', '.join(running)}", where=f"network {name}", fix="end these guests, or use --force"
             )
-        _record(store, network, "deleting")
-        _clear(store, name)
+        _take_away(store, name)
 
 
 def repair(store: Store, name: str) -> list[str]:
@@ -137,14 +66,15 @@ def repair(store: Store, name: str) -> list[str]:
         BackendError: the host refuses a part.
     """
     with store.locked():
-        if _clear(store, name):
+        if clear(store, name):
             return [f"an end of network {name}, which a crash had left half made or half deleted"]
         network = get_network(store, name)
         goal = f"repair network {name}"
         made = mend(network_steps(store, network), goal)
-        dnsmasq = Dnsmasq(store, network)
-        if Bridge(network).what in made and dnsmasq.what not in made:
-            dnsmasq.do()  # it has the old bridge
+        if isinstance(network, Nat):
+            dnsmasq = Dnsmasq(store, network)
+            if Bridge(network).what in made and dnsmasq.what not in made:
+                dnsmasq.do()  # it has the old bridge
         for guest in read_guests(store, name).values():
             made += mend(guest_steps(store, network, guest), goal)
         return made
@@ -163,6 +93,31 @@ def missing(store: Store, name: str) -> list[str]:
     return [step.what for step in steps if not step.is_done()]
 
 
+def confirm(store: Store, name: str) -> None:
+    """End the trial of the network *name*: it stays.
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    with store.locked():
+        network = get_network(store, name)
+        write_record(store, Record(network, "ready"))
+
+
+def is_on_trial(store: Store, name: str, token: str) -> bool:
+    """Whether something of the network *name* may be there on the trial *token*."""
+    record = read_record(store, name)
+    return record is not None and record.token == token
+
+
+def take_back(store: Store, name: str, token: str) -> None:
+    """Take the network *name* away if nobody has confirmed the trial *token*."""
+    with store.locked():
+        if not is_on_trial(store, name, token):
+            return
+        _take_away(store, name)
+
+
 def state(store: Store, network: Network) -> dict[str, bool]:
     """Whether each part of *network* is as it should be."""
     return {step.what: step.is_done() for step in network_steps(store, network)}
@@ -170,8 +125,8 @@ def state(store: Store, network: Network) -> dict[str, bool]:
 
 def find_network(store: Store, name: str) -> Network | None:
     """The finished network *name*, if there is one."""
-    document = store.read(name, _FILE)
-    return Network.from_json(document["network"]) if document and document["state"] == "ready" else None
+    record = read_record(store, name)
+    return record.network if record and record.is_finished else None
 
 
 def get_network(store: Store, name: str) -> Network:
@@ -188,8 +143,8 @@ def get_network(store: Store, name: str) -> Network:
 
 def all_networks(store: Store) -> list[Network]:
     """All networks, unfinished ones too."""
-    documents = [store.read(name, _FILE) for name in store.networks()]
-    return [Network.from_json(document["network"]) for document in documents if document]
+    records = [read_record(store, name) for name in store.networks()]
+    return [record.network for record in records if record]
 
 
 def no_network(store: Store, name: str) -> ConfigError:
@@ -202,29 +157,36 @@ def no_network(store: Store, name: str) -> ConfigError:
     )
 
 
-def ports_in_use(name: str) -> list[str]:
-    """The devices on the bridge *name* that something is connected to."""
+def ports_in_use(network: Network) -> list[str]:
+    """The devices on the bridge of *network* that something is connected to, but for a NIC."""
     with netlink() as routes:
-        bridge = find_device(routes, name)
+        bridge = find_device(routes, network.name)
         if bridge is None:
             return []
         ports = [link for link in routes.get_links() if link.get_attr("IFLA_MASTER") == bridge["index"]]
-        return [link.get_attr("IFLA_IFNAME") for link in ports if link["flags"] & _LOWER_UP]
+    names = [link.get_attr("IFLA_IFNAME") for link in ports if link["flags"] & _LOWER_UP]
+    return [name for name in names if isinstance(network, Nat) or name != network.nic]
 
 
-def _record(store: Store, network: Network, state_: str) -> None:
-    store.write({"state": state_, "network": network.to_json()}, network.name, _FILE)
+def _take_away(store: Store, name: str) -> None:
+    """Take the network *name* away, finished or not, whoever uses it."""
+    record = read_record(store, name)
+    if record is not None and record.is_finished:
+        network = record.network if isinstance(record.network, Nat) else Takeover(record.network).present()
+        write_record(store, replace(record, network=network, state="deleting"))
+    clear(store, name)
 
 
-def _clear(store: Store, name: str) -> bool:
-    """Take away what an unfinished creation or deletion of *name* left; whether there was one."""
-    document: Any = store.read(name, _FILE)
-    if document is None or document["state"] == "ready":
+def clear(store: Store, name: str) -> bool:
+    """Take away what an unfinished creation or deletion of *name* left; whether there was one. The lock is held."""
+    record = read_record(store, name)
+    if record is None or record.is_finished:
         return False
-    network = Network.from_json(document["network"])
     goal = f"delete network {name}"
+    if record.state != "deleting":
+        write_record(store, replace(record, state="deleting"))
     for guest in read_guests(store, name).values():
-        revert(guest_steps(store, network, guest), goal)
-    revert(network_steps(store, network), goal)
+        revert(guest_steps(store, record.network, guest), goal)
+    revert(network_steps(store, record.network), goal)
     store.forget(name)
     return True

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm.host.net.guests import Guest
-    from vmm.host.net.network import Network
+    from vmm.host.net.network import Nat
 
 GUEST, GATEWAY, PREFIX = "10.0.2.15", "10.0.2.2", 24
 #: The guest's and the gateway's: the same for all, as a copied guest remembers them.
@@ -60,7 +60,7 @@ class PrivateTap(Tap):
         super().close()
 
 
-def open_private(network: Network, guest: Guest, mtu: int | None, queues: int) -> PrivateTap:
+def open_private(network: Nat, guest: Guest, mtu: int | None, queues: int) -> PrivateTap:
     """A tap for *guest* behind a NAT of its own on *network*; *mtu* in bytes is the guest's, None the network's.
 
     The calling thread is in the new namespace for a while; the DHCP server ends with that thread.
@@ -122,7 +122,7 @@ def _set(path: str, value: str) -> None:
         file.write(value)
 
 
-def _connect(network: Network, guest: Guest, outside: int) -> int:
+def _connect(network: Nat, guest: Guest, outside: int) -> int:
     """Make the veth pair and put its other end on the bridge; the bridge's MTU."""
     inside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -146,7 +146,7 @@ def _connect(network: Network, guest: Guest, outside: int) -> int:
         os.close(inside)
 
 
-def _address(network: Network, guest: Guest) -> None:
+def _address(network: Nat, guest: Guest) -> None:
     with netlink() as routes:
         tap, out = (find_device(routes, name)["index"] for name in (_TAP, _OUT))
         routes.link("set", index=tap, address=_GATEWAY_MAC, state="up")
@@ -156,7 +156,7 @@ def _address(network: Network, guest: Guest) -> None:
         routes.route("add", dst="default", gateway=str(network.gateway), oif=out)
 
 
-def _rules(network: Network) -> str:
+def _rules(network: Nat) -> str:
     return f"""
     table ip private {{
         chain from {{
@@ -173,7 +173,7 @@ def _rules(network: Network) -> str:
     """
 
 
-def _serve(network: Network) -> subprocess.Popen[bytes]:
+def _serve(network: Nat) -> subprocess.Popen[bytes]:
     """dnsmasq for DHCP alone; DNS is the network's. It ends with us: it may not change its user for that."""
     capabilities = "+net_bind_service,+net_raw,+net_admin"
     command = ["setpriv", "--pdeathsig=KILL", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]

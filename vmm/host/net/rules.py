@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm.config import Rate
-    from vmm.host.net.network import Network
+    from vmm.host.net.network import Nat
 
 _FAMILY = "inet"
 _PREFIX = "pyvmm-"
@@ -28,7 +28,7 @@ _CHAINS = (("forward", "filter", "forward", 0), ("input", "filter", "input", 0),
 class Rules:
     """The table ``inet pyvmm-NAME`` of *network*."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Nat) -> None:
         self._network = network
         self._table = f"{_PREFIX}{network.name}"
         self.what = f"nftables table {_FAMILY} {self._table}"

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
 from vmm.host.net.device import netlink
+from vmm.host.net.network import Nat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from vmm.host.net.network import Network
+    from vmm.host.net.record import Network
 
     Subnet = IPv4Network | IPv6Network
 
@@ -34,6 +35,8 @@ def taken(networks: Sequence[Network]) -> dict[Subnet, str]:
                     device = names.get(route.get_attr("RTA_OIF"), "?")
                     found[subnet] = f"the host's route to {subnet} by {device}"
     for network in networks:
+        if not isinstance(network, Nat):
+            continue  # its routes are among the host's
         found[network.subnet] = f"network {network.name}"
         if network.subnet6:
             found[network.subnet6] = f"network {network.name}"

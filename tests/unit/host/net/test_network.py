@@ -8,7 +8,7 @@ import pytest
 
 from vmm.config import Rate
 from vmm.errors import ConfigError
-from vmm.host.net.network import Network, check_name, make_mac, parse_subnet, parse_subnet6
+from vmm.host.net.network import Nat, check_name, make_mac, parse_subnet, parse_subnet6
 from vmm.host.net.subnets import choose_subnet, refuse_overlap
 
 
@@ -63,5 +63,5 @@ def test_an_overlap_says_with_whom() -> None:
 @pytest.mark.parametrize("subnet6", [None, IPv6Network("fd00:77::/64")])
 @pytest.mark.parametrize("limit", [None, Rate(per_second=1 << 20, burst=1 << 16)])
 def test_it_survives_being_written(subnet6: IPv6Network | None, limit: Rate | None) -> None:
-    network = Network("lab", make_mac(), IPv4Network("10.77.0.0/24"), subnet6, limit)
-    assert Network.from_json(network.to_json()) == network
+    network = Nat("lab", make_mac(), IPv4Network("10.77.0.0/24"), subnet6, limit)
+    assert Nat.from_json(network.to_json()) == network

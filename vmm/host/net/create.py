@@ -1,0 +1,134 @@
+"""Managed networks are made: wholly or not at all, and those that take over a NIC on trial."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from vmm.errors import BackendError, ConfigError
+from vmm.host.net.device import find_device, netlink
+from vmm.host.net.network import Nat, make_mac
+from vmm.host.net.networks import all_networks, clear, find_network, network_steps
+from vmm.host.net.physical import Physical, plan_physical
+from vmm.host.net.reach import Reach
+from vmm.host.net.record import Record, boot_id, write_record
+from vmm.host.net.subnets import choose_subnet, refuse_overlap, taken
+from vmm.host.net.transaction import apply, mend
+from vmm.host.net.trial import watch
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
+    from vmm.config import Rate
+    from vmm.host.net.record import Network
+    from vmm.host.net.store import Store
+
+
+def plan_nat(
+    store: Store,
+    name: str,
+    *,
+    subnet: IPv4Network | None = None,
+    subnet6: IPv6Network | None = None,
+    limit: Rate | None = None,
+) -> Nat:
+    """The network *name* behind NAT as it would be made, or as it is if it is there and is what is asked for.
+
+    Raises:
+        ConfigError: a subnet is taken, a device has the name, or there is another network of that name.
+    """
+    there = find_network(store, name)
+    if there is not None:
+        if not isinstance(there, Nat) or (subnet or there.subnet, subnet6 or there.subnet6, limit or there.limit) != (
+            there.subnet,
+            there.subnet6,
+            there.limit,
+        ):
+            raise _another(name)
+        return there
+    occupied = taken([other for other in all_networks(store) if other.name != name])
+    if subnet:
+        refuse_overlap(subnet, occupied, "--subnet")
+    if subnet6:
+        refuse_overlap(subnet6, occupied, "--ipv6")
+    with netlink() as routes:
+        if find_device(routes, name) is not None:
+            raise ConfigError(f"the host has a device named {name}", where=f"network {name}", fix="choose another name")
+    return Nat(name=name, mac=make_mac(), subnet=subnet or choose_subnet(occupied), subnet6=subnet6, limit=limit)
+
+
+def create_nat(
+    store: Store,
+    name: str,
+    *,
+    subnet: IPv4Network | None = None,
+    subnet6: IPv6Network | None = None,
+    limit: Rate | None = None,
+) -> Nat:
+    """Make the network *name* behind NAT; one that is there and is what is asked for is mended.
+
+    Raises:
+        ConfigError: as `plan_nat`.
+        BackendError: the host refuses a part; all is as before.
+    """
+    with store.locked():
+        clear(store, name)
+        network = plan_nat(store, name, subnet=subnet, subnet6=subnet6, limit=limit)
+        if find_network(store, name) is not None:
+            mend(network_steps(store, network), f"create network {name}")
+        else:
+            _make(store, Record(network, "creating"))
+            write_record(store, Record(network, "ready"))
+        return network
+
+
+def create_physical(store: Store, name: str, nic: str, *, confirm_timeout_s: float | None) -> Physical:
+    """Put the bridge *name* in the place of the device *nic*. It is on trial until `networks.confirm`.
+
+    Afterwards routers must answer that did before, and connections must flow. If they do not, or if nobody confirms it
+    within *confirm_timeout_s* (None: it needs no confirmation), all is as before.
+
+    Raises:
+        ConfigError: as `plan_physical`, or there is a network of that name.
+        BackendError: the host refuses a part, or is cut off by it; all is as before.
+    """
+    with store.locked():
+        clear(store, name)
+        if find_network(store, name) is not None:
+            raise _another(name)
+        network = plan_physical(name, nic)
+        token = "" if confirm_timeout_s is None else os.urandom(8).hex()
+        record = Record(network, "creating", token, boot_id())
+        write_record(store, record)
+        if confirm_timeout_s is not None:
+            watch(store, name, token, confirm_timeout_s)
+        reach = Reach(nic, network.settings.gateways, [str(one["address"]) for one in network.settings.addresses])
+        _make(store, record, reach)
+        write_record(store, Record(network, "trial" if token else "ready", token, boot_id()))
+        return network
+
+
+def _make(store: Store, record: Record, reach: Reach | None = None) -> None:
+    """Do all steps of the network of *record*, and see whether the host still reaches what it did; or undo them."""
+    network: Network = record.network
+    goal = f"create network {network.name}"
+    write_record(store, record)
+    try:
+        apply(network_steps(store, network), goal)
+        if reach:
+            reach.check(network.name)
+    except BaseException as error:
+        with suppress(BackendError):  # of what the first error already tells
+            clear(store, network.name)
+        if isinstance(error, BackendError) and not error.where:
+            raise BackendError(error.what, where=goal, fix="the host is as it was before") from error
+        raise
+
+
+def _another(name: str) -> ConfigError:
+    return ConfigError(
+        "there is such a network, with other options",
+        where=f"network {name}",
+        fix=f"see it: pyvmm net show {name}\ntake it away: pyvmm net delete {name}",
+    )

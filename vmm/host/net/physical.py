@@ -1,0 +1,154 @@
+"""A bridge in place of a physical NIC, so that guests are on the host's own network."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vmm.errors import BackendError, ConfigError
+from vmm.host.net.device import find_device, netlink
+from vmm.host.net.nic import (
+    Settings,
+    add_addresses,
+    has_ipv6,
+    lead_routes,
+    read_settings,
+    remove_addresses,
+    set_dns,
+    set_ipv6,
+)
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+
+
+@dataclass(frozen=True)
+class Physical:
+    """The bridge *name* with the *settings* of the device *nic*, its port; *ipv6*: whether the device had that."""
+
+    name: str
+    nic: str
+    settings: Settings
+    ipv6: bool
+    kind: ClassVar = "physical"
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON document."""
+        return {"kind": self.kind, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Physical:
+        """The network that `to_json` made *document* of."""
+        settings = Settings(**document["settings"])
+        return cls(name=document["name"], nic=document["nic"], settings=settings, ipv6=document["ipv6"])
+
+
+def plan_physical(name: str, nic: str) -> Physical:
+    """The bridge *name* in place of the device *nic*, with what that has now.
+
+    Raises:
+        ConfigError: there is no such device, it cannot be a bridge's port, or another one has the name.
+    """
+    where = f"--physical {nic}"
+    with netlink() as routes:
+        link = find_device(routes, nic)
+        if link is None:
+            raise ConfigError("there is no such device", where=where, fix="run `ip -br link` to see the devices")
+        if link.get_attr("IFLA_MASTER"):
+            (master,) = routes.link("get", index=link.get_attr("IFLA_MASTER"))
+            raise ConfigError(
+                f"is a port of {master.get_attr('IFLA_IFNAME')} already",
+                where=where,
+                fix=f"use that: --net bridge={master.get_attr('IFLA_IFNAME')}",
+            )
+        if link["flags"] & _IFF_LOOPBACK or link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "bridge":
+            raise ConfigError("cannot be a bridge's port", where=where, fix="name an Ethernet device")
+        if not link["flags"] & _IFF_UP:
+            raise ConfigError("the device is down", where=where, fix=f"run: sudo ip link set {nic} up")
+        if find_device(routes, name) is not None:
+            raise ConfigError(f"the host has a device named {name}", where=f"network {name}", fix="choose another name")
+        return Physical(name=name, nic=nic, settings=read_settings(routes, nic), ipv6=has_ipv6(nic))
+
+
+class Takeover:
+    """The bridge of *network* has the NIC as its port, and all that the NIC had.
+
+    At each moment one of both has each address and each route, so connections go on.
+    """
+
+    def __init__(self, network: Physical) -> None:
+        self._network = network
+        self.what = f"bridge {network.name} in place of {network.nic}"
+
+    def describe(self) -> str:
+        name, nic, settings = self._network.name, self._network.nic, self._network.settings
+        lines = [f"ip link add {name} address {settings.mac} mtu {settings.mtu} type bridge", f"ip link set {name} up"]
+        lines += [f"ip address add {one['address']}/{one['prefixlen']} dev {name}" for one in settings.addresses]
+        lines.append(f"ip link set {nic} master {name}")
+        lines += [
+            " ".join(["ip route replace", route["dst"], *(["via", route["gateway"]] if "gateway" in route else [])])
+            + f" dev {name}"
+            for route in settings.routes
+        ]
+        lines += [f"ip address del {one['address']}/{one['prefixlen']} dev {nic}" for one in settings.addresses]
+        lines += [f"resolvectl {what} {name} {' '.join(values)}" for what, values in settings.dns.items()]
+        return "\n".join(lines)
+
+    def is_done(self) -> bool:
+        with netlink() as routes:
+            bridge, nic = self._bridge(routes), find_device(routes, self._network.nic)
+            return bool(bridge is not None and nic is not None and nic.get_attr("IFLA_MASTER") == bridge["index"])
+
+    def do(self) -> None:
+        name, nic, settings = self._network.name, self._network.nic, self._network.settings
+        with netlink() as routes:
+            if self._bridge(routes) is None:
+                if find_device(routes, name) is not None:
+                    raise BackendError(f"there is another device named {name}", fix="choose another name")
+                routes.link("add", ifname=name, kind="bridge", address=settings.mac, mtu=settings.mtu)
+            index = find_device(routes, name)["index"]
+            set_ipv6(name, on=self._network.ipv6)
+            routes.link("set", index=index, state="up")
+            add_addresses(routes, name, settings)
+            routes.link("set", index=find_device(routes, nic)["index"], master=index)
+            lead_routes(routes, name, settings)
+            remove_addresses(routes, nic, settings)
+            set_ipv6(nic, on=False)  # its own address would answer in the bridge's stead
+        set_dns(name, settings)
+
+    def undo(self) -> None:
+        nic, settings = self._network.nic, self._network.settings
+        with netlink() as routes:
+            bridge, link = self._bridge(routes), find_device(routes, nic)
+            if bridge is None or link is None:
+                return
+            if link.get_attr("IFLA_MASTER") == bridge["index"]:
+                routes.link("set", index=link["index"], master=0)
+            set_ipv6(nic, on=self._network.ipv6)
+            add_addresses(routes, nic, settings)
+            lead_routes(routes, nic, settings)
+            routes.link("del", index=bridge["index"])
+        set_dns(nic, settings)
+
+    def present(self) -> Physical:
+        """The network with what the bridge has now: that is what the NIC is to get back."""
+        with netlink() as routes:
+            if self._bridge(routes) is None or not self.is_done():
+                return self._network
+            now = asdict(read_settings(routes, self._network.name))
+        own = self._network.settings
+        return Physical(
+            name=self._network.name,
+            nic=self._network.nic,
+            settings=Settings(**now | {"mac": own.mac, "mtu": own.mtu}),
+            ipv6=self._network.ipv6,
+        )
+
+    def _bridge(self, routes: IPRoute) -> Any:
+        """rtnetlink's message about the bridge, if it is there and has the NIC's address."""
+        link = find_device(routes, self._network.name)
+        if link is None or link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
+            return None
+        return link if link.get_attr("IFLA_ADDRESS") == self._network.settings.mac else None
