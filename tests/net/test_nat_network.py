@@ -122,9 +122,8 @@ def test_a_subnet_on_the_hosts_way_is_refused(host: Host, store: Store) -> None:
 
 def test_a_free_subnet_is_found(host: Host, store: Store) -> None:
     ip("route add 10.77.0.0/23 via 192.0.2.1")
-    create_nat(store, "one")
+    assert create_nat(store, "one").subnet == IPv4Network("10.77.2.0/24")
     assert create_nat(store, "two").subnet == IPv4Network("10.77.3.0/24")
-    assert networks.get_network(store, "one").subnet == IPv4Network("10.77.2.0/24")
 
 
 def test_a_name_that_a_device_has_is_refused(host: Host, store: Store) -> None:

@@ -53,7 +53,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("vmm.cli.doctor", "vmm.kvm.doctor"): "the same",
     **{
         ("vmm.cli.net", f"vmm.host.net.{name}"): "networks are made without a machine"
-        for name in ("capture", "guests", "look", "network", "networks", "rules", "shaping", "store", "transaction")
+        for name in (
+            *("capture", "create", "guests", "look", "network", "networks", "nic", "physical", "rules", "shaping"),
+            *("store", "transaction"),
+        )
     },
     ("vmm.cli.main", "vmm.kvm.assist.probe"): "which kind of host this is, is told without a machine",
     ("vmm.host.lan.switch", "vmm.native._engine"): "the switch is a program of its own; frames are moved in C",

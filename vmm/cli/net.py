@@ -16,8 +16,11 @@ from vmm.config import Rate, parse_rate
 from vmm.errors import ConfigError
 from vmm.host.net import guests, networks
 from vmm.host.net.capture import Capture
+from vmm.host.net.create import create_nat, create_physical, plan_nat
 from vmm.host.net.look import look_at, look_at_all
 from vmm.host.net.network import check_name, parse_subnet, parse_subnet6
+from vmm.host.net.nic import is_leased
+from vmm.host.net.physical import plan_physical
 from vmm.host.net.rules import foreign_drops
 from vmm.host.net.shaping import check_limit
 from vmm.host.net.store import Store
@@ -33,11 +36,25 @@ _HELP = Option("help", "print this", short="h")
 _DRY = Option("dry-run", "say what would be done, and do nothing")
 _FORMAT = Option("format", "how to print it (text)", metavar="text|json")
 _QOS = Option("qos", "limit in bytes a second", metavar="rate=RATE[,burst=SIZE]")
+_NAT = (
+    Option("nat", "guests reach the world by the host's address"),
+    Option("subnet", "the guests' addresses (a free one)", metavar="10.77.0.0/24"),
+    Option("ipv6", "IPv6 as well", metavar="auto|fd00:77::/64"),
+    _QOS,
+)
+_PHYSICAL = (
+    Option("physical", "guests are on the host's own network, by this device of the host", metavar="NIC"),
+    Option("confirm-timeout", "undo it after so long unless it is confirmed (60)", metavar="SECONDS"),
+)
+_CONFIRM_TIMEOUT_S, _CONFIRM_LEAST_S, _CONFIRM_MOST_S = 60.0, 1, 3600
 
 _USAGE = """\
 usage: pyvmm net VERB …
 
   create NAME --nat   make a network behind NAT, with DHCP and DNS
+  create NAME --physical NIC
+                      make a bridge in place of a NIC of the host, on trial
+  confirm NAME        end the trial: it stays
   list                all networks
   show NAME           the picture of one
   attach NAME GUEST   make a tap for a guest, which stays
@@ -85,8 +102,19 @@ def _parse(verb: str, operands: str, rest: list[str], table_: Sequence[Option]) 
 def _create(names: list[str], options: Options, say: Callable[[str], None]) -> None:
     (name,) = names
     check_name(name)
-    if not options.has("nat"):
-        raise ConfigError("what kind of network?", where=f"pyvmm net create {name}", fix="add --nat")
+    if options.has("nat") == options.has("physical"):
+        raise ConfigError("what kind of network?", where=f"pyvmm net create {name}", fix="--nat, or --physical NIC")
+    others = {"nat": _PHYSICAL, "physical": _NAT}["nat" if options.has("nat") else "physical"]
+    wrong = next((option.name for option in others if options.has(option.name)), None)
+    if wrong:
+        raise ConfigError("does not go with this kind of network", where=f"--{wrong}")
+    if options.has("nat"):
+        _create_nat(name, options, say)
+    else:
+        _create_physical(name, options, say)
+
+
+def _create_nat(name: str, options: Options, say: Callable[[str], None]) -> None:
     wanted: dict[str, Any] = {
         "subnet": parse_subnet(options.one("subnet")) if options.has("subnet") else None,
         "subnet6": parse_subnet6(options.one("ipv6")) if options.has("ipv6") else None,
@@ -94,14 +122,33 @@ def _create(names: list[str], options: Options, say: Callable[[str], None]) -> N
     }
     store = Store()
     if options.has("dry-run"):
-        network = networks.plan(store, name, **wanted)
-        _explain(networks.network_steps(store, network))
+        _explain(networks.network_steps(store, plan_nat(store, name, **wanted)))
         return
-    network = networks.create(store, name, **wanted)
+    network = create_nat(store, name, **wanted)
     for chain in foreign_drops():
         say(f"the firewall's chain {chain} drops what it does not know: if guests do not get out, let it accept {name}")
     subnets = " and ".join(str(subnet) for subnet in (network.subnet, network.subnet6) if subnet)
     sys.stdout.write(f"network {name}: {subnets}; join it with --net {name}\n")
+
+
+def _create_physical(name: str, options: Options, say: Callable[[str], None]) -> None:
+    nic = options.one("physical")
+    timeout_s = options.seconds("confirm-timeout") if options.has("confirm-timeout") else _CONFIRM_TIMEOUT_S
+    if timeout_s is not None and not _CONFIRM_LEAST_S <= timeout_s <= _CONFIRM_MOST_S:
+        raise ConfigError(f"is not within {_CONFIRM_LEAST_S} … {_CONFIRM_MOST_S} seconds", where="--confirm-timeout")
+    store = Store()
+    if options.has("dry-run"):
+        _explain(networks.network_steps(store, plan_physical(name, nic)))
+        return
+    if is_leased(nic):
+        say(f"{nic} has its address by DHCP: let the DHCP client of the host work on {name} from now on")
+    create_physical(store, name, nic, confirm_timeout_s=timeout_s)
+    sys.stdout.write(f"network {name}: in place of {nic}; join it with --net {name}\n")
+    say(f"all goes back in {timeout_s:g} seconds, unless you run: sudo pyvmm net confirm {name}")
+
+
+def _confirm(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
+    networks.confirm(Store(), names[0])
 
 
 def _list(_: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
@@ -234,17 +281,8 @@ def _json(document: dict[str, Any]) -> str:
 
 #: Each verb's operands (those in brackets may be missing), its options, and what does it.
 _VERBS: dict[str, tuple[str, tuple[Option, ...], Callable[[list[str], Options, Callable[[str], None]], None]]] = {
-    "create": (
-        "NAME",
-        (
-            Option("nat", "guests reach the world by the host's address"),
-            Option("subnet", "the guests' addresses (a free one)", metavar="10.77.0.0/24"),
-            Option("ipv6", "IPv6 as well", metavar="auto|fd00:77::/64"),
-            _QOS,
-            _DRY,
-        ),
-        _create,
-    ),
+    "create": ("NAME", (*_NAT, *_PHYSICAL, _DRY), _create),
+    "confirm": ("NAME", (), _confirm),
     "list": ("", (_FORMAT,), _list),
     "show": ("NAME", (_FORMAT,), _show),
     "attach": (

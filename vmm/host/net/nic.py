@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmm.host.net.device import find_device
+from vmm.host.net.device import find_device, netlink
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -64,7 +64,7 @@ def read_settings(routes: IPRoute, name: str) -> Settings:
         addresses=[
             _address(message)
             for message in routes.get_addr(index=index)
-            if message["scope"] != _SCOPE_LINK and not _flags(message) & _TEMPORARY
+            if message["scope"] != _SCOPE_LINK and not _is_temporary(message)
         ],
         # Those to gateways come after those that lead to the gateways.
         routes=sorted(found, key=lambda route: "gateway" in route),
@@ -120,6 +120,11 @@ def _flags(message: Any) -> int:
     return int(message["flags"] if flags is None else flags)
 
 
+def _is_temporary(message: Any) -> bool:
+    """Whether it is a privacy address of IPv6, which the device makes itself; of IPv4 the flag says secondary."""
+    return message["family"] == socket.AF_INET6 and bool(_flags(message) & _TEMPORARY)
+
+
 def _address(message: Any) -> dict[str, Any]:
     address = {
         "family": message["family"],
@@ -171,13 +176,12 @@ def _unless(code: int, change: Any) -> None:
             raise
 
 
-def leased(routes: IPRoute, name: str) -> bool:
+def is_leased(name: str) -> bool:
     """Whether an IPv4 address of the device *name* ends by itself: DHCP has given it."""
-    index = find_device(routes, name)["index"]
-    return any(
-        message.get_attr("IFA_CACHEINFO")["ifa_valid"] != _FOREVER
-        for message in routes.get_addr(index=index, family=socket.AF_INET)
-    )
+    with netlink() as routes:
+        link = find_device(routes, name)
+        addresses = list(routes.get_addr(index=link["index"], family=socket.AF_INET)) if link is not None else []
+    return any(message.get_attr("IFA_CACHEINFO")["ifa_valid"] != _FOREVER for message in addresses)
 
 
 def has_ipv6(name: str) -> bool:

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 10.0
 _POLL_S = 0.1
+#: How long connections are looked at, at least: one that is idle now may send.
+_WATCH_S = 1.0
 _NTF_USE = 0x01  # linux/neighbour.h: find it out now
 _NUD_NONE, _NUD_VALID = 0x00, 0xDE  # permanent, no ARP, reachable, probe, stale, delay
 _ESTABLISHED = 1 << 1  # net/tcp_states.h
+_EXT_INFO = 1 << 1  # INET_DIAG_INFO, linux/inet_diag.h
 
 
 class Reach:
@@ -29,8 +32,7 @@ class Reach:
         with netlink() as routes:
             self._gateways = [gateway for gateway in gateways if _answers(routes, device, gateway, 1.0)]
         self._addresses = set(addresses)
-        self._flowing = {key for key, stuck in self._connections().items() if not stuck}
-        self._since = time.monotonic()
+        self._connections = set(_connections(self._addresses))
 
     def check(self, device: str) -> None:
         """Wait until all of it is reached through *device*, and for no more than ten seconds.
@@ -38,34 +40,43 @@ class Reach:
         Raises:
             BackendError: something is not.
         """
-        deadline = time.monotonic() + _PATIENCE_S
+        begin = time.monotonic()
+        deadline = begin + _PATIENCE_S
         with netlink() as routes:
             for gateway in self._gateways:
                 if not _answers(routes, device, gateway, deadline - time.monotonic()):
                     raise BackendError(f"the router {gateway} does not answer through {device}")
-        while stuck := [key for key, halts in self._connections().items() if halts and key in self._flowing]:
+        while self._connections:
+            since = time.monotonic() - begin
+            silent = [ends for ends, info in _connections(self._addresses).items() if _is_silent(info, since)]
+            silent = [ends for ends in silent if ends in self._connections]
+            if not silent and since > _WATCH_S:
+                return
             if time.monotonic() > deadline:
-                (_, port), (address, far_port) = stuck[0]
+                (_, port), (address, far_port) = silent[0]
                 raise BackendError(f"the connection from port {port} to {address} port {far_port} has stopped")
             time.sleep(_POLL_S)
 
-    def _connections(self) -> dict[tuple[tuple[str, int], tuple[str, int]], bool]:
-        """The established connections by their ends, and whether what each has sent stays unanswered."""
-        from pyroute2 import DiagSocket
 
-        found = {}
-        with DiagSocket() as diagnosis:
-            diagnosis.bind()
-            for family in (socket.AF_INET, socket.AF_INET6):
-                for one in diagnosis.get_sock_stats(family=family, states=_ESTABLISHED, extensions=1 << 1):
-                    if one["idiag_src"] in self._addresses:
-                        ends = ((one["idiag_src"], one["idiag_sport"]), (one["idiag_dst"], one["idiag_dport"]))
-                        found[ends] = _is_stuck(one.get_attr("INET_DIAG_INFO"))
-        return found
+def _connections(addresses: set[str]) -> dict[tuple[tuple[str, int], tuple[str, int]], Any]:
+    """The established TCP connections of *addresses* by their two ends, each with its `struct tcp_info`."""
+    from pyroute2 import DiagSocket
+
+    found = {}
+    with DiagSocket() as diagnosis:
+        diagnosis.bind()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for one in diagnosis.get_sock_stats(family=family, states=_ESTABLISHED, extensions=_EXT_INFO):
+                info = one.get_attr("INET_DIAG_INFO")
+                if one["idiag_src"] in addresses and info:
+                    ends = ((one["idiag_src"], one["idiag_sport"]), (one["idiag_dst"], one["idiag_dport"]))
+                    found[ends] = info
+    return found
 
 
-def _is_stuck(info: Any) -> bool:
-    return bool(info and (info["tcpi_backoff"] or info["tcpi_retransmits"]))
+def _is_silent(info: Any, since_s: float) -> bool:
+    """Whether something was sent on a connection, and nothing acknowledged since *since_s* seconds ago."""
+    return bool(info["tcpi_unacked"]) and info["tcpi_last_ack_recv"] > 1000 * since_s
 
 
 def _answers(routes: IPRoute, device: str, gateway: str, patience_s: float) -> bool:
