@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 /* Copy size bytes into the pieces, as much as they hold, from byte at on; how many that was. */
 static size_t scatter(const struct iovec *iov, unsigned pieces, size_t at, const uint8_t *from, size_t size)
@@ -91,7 +90,7 @@ static void settle(struct net_pair *pair, size_t size)
 static ssize_t read_frame(struct net_pair *pair, unsigned pieces)
 {
     if (!pair->direct)
-        return read(pair->tap_fd, pair->spill, FRAME_MAX);
+        return read_tap(pair, pair->spill, FRAME_MAX);
     pieces = (unsigned)least(pieces, PIECES_MAX - 1);
     pair->iov[pieces] = (struct iovec){pair->spill, FRAME_MAX};
     return readv(pair->tap_fd, pair->iov, (int)pieces + 1);
@@ -133,7 +132,8 @@ static int take(struct net_pair *pair, struct fault *fault)
     if (size < 0) {
         const int code = errno;
         put_back(pair);
-        if (code != EAGAIN && code != EINVAL)
+        pair->tap_empty = code == EAGAIN;
+        if (!pair->tap_empty)
             tap_failed(pair, code);
         return 0;
     }
@@ -207,6 +207,7 @@ enum turn receive(struct net_pair *pair, uint64_t *wait_ns, struct fault *fault)
 {
     int got = 1;
 
+    pair->tap_empty = false;
     ring_suppress_kicks(&pair->rx.ring);
     for (unsigned n = 0; n < TURN_FRAMES && got > 0; n++) {
         const uint64_t delay = delay_ns(&pair->net->rx_bytes, &pair->net->rx_frames);

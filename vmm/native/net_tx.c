@@ -1,7 +1,6 @@
 #include "net.h"
 
 #include <sys/uio.h>
-#include <unistd.h>
 
 static bool transmit_frame(struct net_pair *pair, const struct chain *chain)
 {
@@ -12,7 +11,7 @@ static bool transmit_frame(struct net_pair *pair, const struct chain *chain)
         return false;
     if (size <= sizeof copy) {
         gather(copy, chain->iov, chain->readable, size);
-        return write(pair->tap_fd, copy, size) > 0;
+        return write_tap(pair, copy, size) > 0;
     }
     return writev(pair->tap_fd, chain->iov, (int)chain->readable) > 0;
 }
