@@ -31,7 +31,7 @@ class HaltWatch:
     def _check(self) -> None:
         exits = sum(sum(runner.exits.values()) for runner in self._runners)
         quiet = exits == self._exits_seen
-        self._pause_s = min(2 * self._pause_s, _MAX_S) if quiet else _MIN_S
+        self._pause_s = min(4 * self._pause_s, _MAX_S) if quiet else _MIN_S
         self._exits_seen = exits
         self._loop.call_later(self._pause_s, self._check)
         if quiet:
