@@ -257,7 +257,7 @@ class Machine:
         self._io = threading.Thread(target=self._serve, name="io", daemon=True)
         self._io.start()
         self._undo.append(self._stop_io)
-        HaltWatch(self._loop, self._runners, self._on_halt)
+        HaltWatch(self._loop, self._runners, self._exits, self._on_halt)
         self._session.on_resume(self.resume)
         self._session.on_stop(self.stop)
         for runner in self._runners:
@@ -352,6 +352,12 @@ class Machine:
 
     def _on_reset(self) -> None:
         self._finish(Outcome(outcome.RESET, "the guest rebooted"))
+
+    def _exits(self) -> int:
+        """How many exits the guest has made, those that C answered included."""
+        plain = (p for bus in (self._pio, self._mmio) for _, p in bus.plain_registers())
+        answered = sum(int.from_bytes(p.accesses, "little") for p in plain)
+        return answered + sum(sum(runner.exits.values()) for runner in self._runners)
 
     def _on_halt(self) -> None:
         self._finish(Outcome(outcome.HALTED, "the guest halted all its CPUs with interrupts off"))
