@@ -25,7 +25,7 @@ RING0_INSTRUCTIONS = 1_000_000
 _IDLE_S = 0.5
 _TINY_TIMEOUT_S = 60.0
 _SHELL_TIMEOUT_S = 900.0
-_PROMPT = rb"root@[^\r\n]*# "
+PROMPT = rb"root@[^\r\n]*# "
 _SYSCALLS = rb"getppid_ns (\d+)\s+touch_ns (\d+)"
 
 #: How often each row is measured unless `--runs` says otherwise. The stock kernel takes minutes each time.
@@ -106,7 +106,7 @@ def _ring0(runs: int) -> list[Row]:
 # -- real kernels to a shell -----------------------------------------------------------------------------------------
 
 
-class _Image:
+class Image:
     """An image of `images/NAME/build`, built if need be."""
 
     def __init__(self, name: str) -> None:
@@ -118,13 +118,24 @@ class _Image:
         with open(os.path.join(self.directory, "manifest.json"), encoding="utf-8") as file:
             self._manifest = json.load(file)
 
+    @property
+    def kernel(self) -> str:
+        """The kernel file."""
+        return os.path.join(self.directory, self._manifest["kernel"][0])
+
+    def copy_root(self, target: str) -> None:
+        """Make *target* a copy of the image's root disk."""
+        source = os.path.join(self.directory, self._manifest["root"])
+        subprocess.run(["cp", "--sparse=always", source, target], check=True)
+        os.chmod(target, 0o600)
+
     def command(self, root: str) -> list[str]:
         """pyvmm with this image's kernel and *root*, a copy of its root disk; the stock kernel needs its initrd too."""
         manifest, directory = self._manifest, self.directory
         initrd = ["--initrd", os.path.join(directory, manifest["initrd"])] if manifest["name"] == "debian" else []
         return [
             pyvmm.path(),
-            "--kernel", os.path.join(directory, manifest["kernel"][0]),
+            "--kernel", self.kernel,
             *initrd,
             "--append", manifest["append"],
             "--memory", f"{MEMORY_MIB if not initrd else DEBIAN_MEMORY_MIB}M",
@@ -138,12 +149,9 @@ class _Image:
             root = os.path.join(scratch, "root.img")
             for turn in range(runs):
                 say(f"{name}: {turn} of {runs}")
-                subprocess.run(
-                    ["cp", "--sparse=always", os.path.join(self.directory, self._manifest["root"]), root], check=True
-                )
-                os.chmod(root, 0o600)
+                self.copy_root(root)
                 with Running(self.command(root)) as vmm:
-                    at, _ = vmm.wait_for(_PROMPT, _SHELL_TIMEOUT_S)
+                    at, _ = vmm.wait_for(PROMPT, _SHELL_TIMEOUT_S)
                     samples.append(at_prompt(vmm, at - vmm.started))
                 os.unlink(root)
         return samples
@@ -153,12 +161,12 @@ _SHELL_CLOCK = "from just before the process is spawned until the shell's prompt
 
 
 def _micro(runs: int) -> list[Row]:
-    samples = _Image("micro").boots("micro", runs, lambda _, seconds: seconds)
+    samples = Image("micro").boots("micro", runs, lambda _, seconds: seconds)
     return [Row("micro kernel to shell prompt", "s", _SHELL_CLOCK.format(MEMORY_MIB), 12, samples)]
 
 
 def _debian(runs: int) -> list[Row]:
-    samples = _Image("debian").boots("debian", runs, lambda _, seconds: seconds)
+    samples = Image("debian").boots("debian", runs, lambda _, seconds: seconds)
     return [Row("Debian's stock kernel to shell prompt", "s", _SHELL_CLOCK.format(DEBIAN_MEMORY_MIB), 240, samples)]
 
 
@@ -167,7 +175,7 @@ def _syscalls(name: str, group: int, runs: int) -> list[float]:
         vmm.type(b"bench-syscalls\n")
         return int(vmm.wait_for(_SYSCALLS, _TINY_TIMEOUT_S)[1][group]) / 1e3
 
-    return _Image("micro").boots(name, runs, bench)
+    return Image("micro").boots(name, runs, bench)
 
 
 def _getppid(runs: int) -> list[Row]:

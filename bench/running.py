@@ -58,13 +58,16 @@ class Running:
             if match is not None:
                 self.output = self.output[match.end() :]
                 return self._read_at, match
-            if not select.select([self._stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise self._failure(f"did not print what was expected within {timeout_s:g} s")
-            data = os.read(self._stdout.fileno(), 1 << 16)
-            self._read_at = time.perf_counter()
-            if not data:
-                raise self._failure("ended early")
-            self.output += data
+            self.output += self._next(deadline, timeout_s)
+
+    def read(self, size: int, timeout_s: float) -> bytes:
+        """The next *size* bytes of the output; more may come with them, for `wait_for`."""
+        deadline = time.monotonic() + timeout_s
+        found = bytearray(self.output)
+        while len(found) < size:
+            found += self._next(deadline, timeout_s)
+        self.output = bytes(found[size:])
+        return bytes(found[:size])
 
     def type(self, text: bytes) -> None:
         """Send *text* to the guest's serial port."""
@@ -113,6 +116,15 @@ class Running:
             if name.strip() == device:
                 return int(figures.split()[1]), int(figures.split()[0])
         raise BenchError(f"there is no network device {device}")
+
+    def _next(self, deadline: float, timeout_s: float) -> bytes:
+        if not select.select([self._stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise self._failure(f"did not print what was expected within {timeout_s:g} s")
+        data = os.read(self._stdout.fileno(), 1 << 16)
+        self._read_at = time.perf_counter()
+        if not data:
+            raise self._failure("ended early")
+        return data
 
     def _tasks(self) -> Iterator[str]:
         directory = f"/proc/{self._process.pid}/task"

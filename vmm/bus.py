@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
-    from vmm.regs import PlainRegister
+    from vmm.regs import PlainRegister, PostedRegister
 
     class Device(Protocol):
         """What a bus talks to. Offsets, not addresses; the bus holds `lock` during each call."""
@@ -75,9 +75,9 @@ class Bus:
             self._table = ([entry[0] for entry in entries], entries)
         self.changed()
 
-    def plain_registers(self) -> list[tuple[int, PlainRegister]]:
+    def plain_registers(self) -> list[tuple[int, PlainRegister | PostedRegister]]:
         """The registers that the devices on the bus name as their `plain`, by address, ascending."""
-        plain: list[tuple[int, PlainRegister]] = [
+        plain: list[tuple[int, PlainRegister | PostedRegister]] = [
             (base + p.offset, p) for base, _, device in self._table[1] for p in getattr(device, "plain", ())
         ]
         return sorted(plain, key=lambda entry: entry[0])

@@ -19,17 +19,20 @@ _RFLAGS_IF = 1 << 9
 class HaltWatch:
     """Calls *on_halt* once all of *runners* wait for what cannot come.
 
-    While the guest makes exits it looks every second; the longer it makes none, the less often. The io thread's.
+    While the guest makes *exits* (how many so far) it looks every second; the longer it makes none, the less often. The
+    io thread's.
     """
 
-    def __init__(self, loop: EventLoop, runners: list[VcpuRunner], on_halt: Callable[[], None]) -> None:
-        self._loop, self._runners, self._on_halt = loop, runners, on_halt
+    def __init__(
+        self, loop: EventLoop, runners: list[VcpuRunner], exits: Callable[[], int], on_halt: Callable[[], None]
+    ) -> None:
+        self._loop, self._runners, self._exits, self._on_halt = loop, runners, exits, on_halt
         self._pause_s = _MIN_S
         self._exits_seen = -1
         loop.call_later(_MIN_S, self._check)
 
     def _check(self) -> None:
-        exits = sum(sum(runner.exits.values()) for runner in self._runners)
+        exits = self._exits()
         quiet = exits == self._exits_seen
         self._pause_s = min(2 * self._pause_s, _MAX_S) if quiet else _MIN_S
         self._exits_seen = exits

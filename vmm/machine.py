@@ -39,6 +39,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol, TypeVar
 
+    from vmm.native.plain import PlainRegisters
     from vmm.virtio.console import ConsoleDevice
     from vmm.virtio.transport.core import Reporting, Transport
 
@@ -63,6 +64,7 @@ class Machine:
         self._pio = Bus("pio", session.devices, session.trace("pio"))
         self._mmio = Bus("mmio", session.devices, session.trace("mmio"))
         self._runners: list[VcpuRunner] = []
+        self._registers: PlainRegisters | None = None
         self._going = threading.Event()
         self._going.set()
         self._undo: list[Callable[[], None]] = []
@@ -242,7 +244,9 @@ class Machine:
         if session.native and not config.trace & {"exits", "pio", "mmio"}:
             from vmm.native.plain import PlainRegisters
 
-            registers = PlainRegisters(self._pio, self._mmio)
+            self._registers = registers = self._own(PlainRegisters(self._pio, self._mmio))
+            if registers.timer_fd >= 0:
+                self._loop.watch(registers.timer_fd, registers.hand_over)
             for runner in self._runners:
                 runner.vcpu.enter_by(registers.runner)
 
@@ -253,7 +257,7 @@ class Machine:
         self._io = threading.Thread(target=self._serve, name="io", daemon=True)
         self._io.start()
         self._undo.append(self._stop_io)
-        HaltWatch(self._loop, self._runners, self._on_halt)
+        HaltWatch(self._loop, self._runners, self._exits, self._on_halt)
         self._session.on_resume(self.resume)
         self._session.on_stop(self.stop)
         for runner in self._runners:
@@ -269,9 +273,13 @@ class Machine:
         while self._end is None:
             if not self._session.sleep(None if deadline is None else deadline - time.monotonic()):
                 return Outcome(outcome.TIMEOUT, f"the guest was still running after {self._config.timeout_s:g} seconds")
-        if isinstance(self._end, Outcome):
-            return self._end
-        raise self._end
+        if not isinstance(self._end, Outcome):
+            raise self._end
+        if self._registers is not None:
+            self._registers.hand_over()  # the guest's last words
+        if self._end.kind == outcome.RESET and self._panic is not None:  # a reset while the guest panics is its panic
+            return Outcome(outcome.PANIC, self._panic)
+        return self._end
 
     def stop(self, by: str) -> None:
         """End the machine from outside; any thread, or a signal handler."""
@@ -334,10 +342,8 @@ class Machine:
     # -- ends, told from any thread ----------------------------------------------------------------------------------
 
     def _finish(self, end: Outcome | BaseException) -> None:
-        """The first end counts, but a reset while the guest panics is its panic."""
+        """The first end counts."""
         if self._ending.acquire(blocking=False):  # a signal handler may be here too, so nobody waits for a lock
-            if isinstance(end, Outcome) and end.kind == outcome.RESET and self._panic is not None:
-                end = Outcome(outcome.PANIC, self._panic)
             self._end = end
             self._session.wake()
 
@@ -346,6 +352,12 @@ class Machine:
 
     def _on_reset(self) -> None:
         self._finish(Outcome(outcome.RESET, "the guest rebooted"))
+
+    def _exits(self) -> int:
+        """How many exits the guest has made, those that C answered included."""
+        plain = (p for bus in (self._pio, self._mmio) for _, p in bus.plain_registers())
+        answered = sum(int.from_bytes(p.accesses, "little") for p in plain)
+        return answered + sum(sum(runner.exits.values()) for runner in self._runners)
 
     def _on_halt(self) -> None:
         self._finish(Outcome(outcome.HALTED, "the guest halted all its CPUs with interrupts off"))

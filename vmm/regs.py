@@ -61,6 +61,11 @@ def write_only(offset: int, name: str, width: int = 4) -> Callable[[Writer], Reg
     return declare
 
 
+#: How many writes a `PostedRegister` holds.
+POSTED_MAX = 4096
+_INDEXES = 16
+
+
 class PlainRegister:
     """A register, or a row of them, that reads what was last put into *storage* and has no other effect.
 
@@ -68,12 +73,53 @@ class PlainRegister:
     lock. *width* is the only width of an access, in bytes, or 0 for any; only a *writable* one is written by the guest.
     """
 
-    __slots__ = ("accesses", "offset", "storage", "width", "writable")
+    __slots__ = ("accesses", "gate", "offset", "storage", "width", "writable")
 
     def __init__(self, offset: int, storage: bytearray, *, width: int = 0, writable: bool = False) -> None:
         self.offset, self.storage, self.width, self.writable = offset, storage, width, writable
-        #: How many accesses were answered so, a native 64-bit number.
+        #: How many accesses were answered so, a native 64-bit number; and a byte that is 0 while none are.
+        self.accesses, self.gate = bytearray(8), bytearray(b"\1")
+
+    def open(self, yes: bool) -> None:
+        """Whether the guest's accesses may be answered so from now on; else the device is asked."""
+        self.gate[0] = yes
+
+
+class PostedRegister:
+    """A register one byte wide whose writes the machine may collect, and tell the device late but in order.
+
+    The device takes (`take`) them before it answers any other access, so they come to it in the state in which the
+    guest wrote them. The machine calls *arrived*, under *lock*, soon after the first was collected. Reads are the
+    device's.
+    """
+
+    __slots__ = ("_arrived", "_indexes", "_lock", "accesses", "offset", "ring")
+
+    def __init__(self, offset: int, lock: threading.Lock, arrived: Callable[[], None]) -> None:
+        self.offset = offset
+        self._lock, self._arrived = lock, arrived
+        #: How many bytes were ever put into the ring and taken from it, native 64-bit numbers; then the ring.
+        self.ring = bytearray(_INDEXES + POSTED_MAX)
+        self._indexes = memoryview(self.ring)[:_INDEXES].cast("Q")
+        #: As that of a `PlainRegister`.
         self.accesses = bytearray(8)
+
+    def take(self) -> bytes:
+        """What was collected since the last call. Under the device's lock."""
+        # SAFETY: whoever collects moves the first index only, after it has filled the bytes before it; we move the
+        # second only. Both are aligned, so that they are read and written whole.
+        put, taken = self._indexes
+        if put == taken:
+            return b""
+        begin, end = _INDEXES + taken % POSTED_MAX, _INDEXES + put % POSTED_MAX
+        data = self.ring[begin:end] if begin < end else self.ring[begin:] + self.ring[_INDEXES:end]
+        self._indexes[1] = put
+        return bytes(data)
+
+    def hand_over(self) -> None:
+        """Have the device take what was collected. Any thread."""
+        with self._lock:
+            self._arrived()
 
 
 class RegisterBlock:

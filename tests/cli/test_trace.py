@@ -60,7 +60,7 @@ def test_several_kinds(pyvmm: Pyvmm) -> None:
 
 
 def test_stats_count_exits_by_register_and_what_nobody_answered(pyvmm: Pyvmm) -> None:
-    run = pyvmm(*pyvmm.guest(say("AB"), inb(0x300), load(MMIO), POWER_OFF), "--stats")
+    run = pyvmm(*pyvmm.guest(say("AB"), inb(0x300), load(MMIO), POWER_OFF), "--stats", "--engine", "python")
     assert run.code == 0
     assert run.messages.splitlines() == [
         "exits",
@@ -73,8 +73,14 @@ def test_stats_count_exits_by_register_and_what_nobody_answered(pyvmm: Pyvmm) ->
     ]
 
 
+def test_stats_tell_what_was_answered_without_python(pyvmm: Pyvmm) -> None:
+    run = pyvmm(*pyvmm.guest(say("AB"), POWER_OFF), "--stats", "--engine", "native")
+    assert run.output == "AB"
+    assert "           2  plain com1.RBR/THR/DLL" in run.messages
+
+
 def test_stats_come_after_a_crash_too(pyvmm: Pyvmm) -> None:
-    run = pyvmm(*pyvmm.guest(say("AB"), b"\x0f\x0b"), "--stats", "--no-reboot")
+    run = pyvmm(*pyvmm.guest(say("AB"), b"\x0f\x0b"), "--stats", "--no-reboot", "--engine", "python")
     assert run.code == 122
     assert "           2  out com1.RBR/THR/DLL" in run.messages
 

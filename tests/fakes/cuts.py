@@ -1,7 +1,7 @@
 """Cuts the power of a disk under load, again and again: run as a program, under `dropping.c`.
 
-`python -m tests.fakes.cuts IMAGE ENGINE CACHE CUTS` writes for each cut whether everything the driver was told is
-flushed was there.
+`python -m tests.fakes.cuts IMAGE ENGINE CACHE SEED CUTS` writes for each cut whether everything the driver was
+told is flushed was there.
 """
 
 from __future__ import annotations
@@ -83,6 +83,6 @@ def cut(image: str, engine: str, cache: str, seed: int) -> bool:
 
 
 if __name__ == "__main__":
-    path, engine_name, cache_mode, cuts = sys.argv[1:]
+    path, engine_name, cache_mode, first, cuts = sys.argv[1:]
     for number in range(int(cuts)):
-        print("kept" if cut(path, engine_name, cache_mode, number + 1) else "lost")
+        print("kept" if cut(path, engine_name, cache_mode, int(first) + number) else "lost")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable
+
+from vmm.regs import POSTED_MAX, PostedRegister
 
 
 class CountingIrq:
@@ -34,6 +37,16 @@ class Sink:
             return False
         self.taken += data
         return True
+
+
+def post(register: PostedRegister, data: bytes) -> int:
+    """Collect the guest's writes of *data*, as the vCPU's thread does; how many there is room for."""
+    put, taken = struct.unpack_from("QQ", register.ring)
+    data = data[: POSTED_MAX - (put - taken)]
+    for index, byte in enumerate(data):
+        register.ring[16 + (put + index) % POSTED_MAX] = byte
+    struct.pack_into("Q", register.ring, 0, put + len(data))
+    return len(data)
 
 
 class Clock:

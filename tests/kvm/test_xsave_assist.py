@@ -60,7 +60,9 @@ def test_what_is_restored_is_what_is_saved(assisted: Assisted) -> None:
     memory.write(IMAGE, image(ALL))
     assert run(assisted, xrstor(IMAGE, ALL) + xsave(OTHER, ALL)) == REPORT_PORT
     saved = memory.read(OTHER, IMAGE_BYTES)
-    assert saved[:28] == image(ALL)[:28]
+    # AMD's processors keep the instruction and operand pointers between only while an exception is pending.
+    assert saved[:6] == image(ALL)[:6]
+    assert saved[24:28] == image(ALL)[24:28]
     assert saved[32:416] == image(ALL)[32:416]
     assert saved[576:] == image(ALL)[576:]
     assert int.from_bytes(saved[512:520], "little") == ALL

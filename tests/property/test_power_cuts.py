@@ -34,7 +34,7 @@ def dropping(tmp_path_factory: pytest.TempPathFactory) -> str:
 def run(library: str, image: Path, engine: str, cache: str, count: int) -> list[str]:
     preload = f"{os.environ.get('LD_PRELOAD', '')} {library}"  # behind a sanitizer, which wants to be first
     environment = {**os.environ, "LD_PRELOAD": preload, "DROPPING": str(image)}
-    arguments = [sys.executable, "-m", "tests.fakes.cuts", str(image), engine, cache, str(count)]
+    arguments = [sys.executable, "-m", "tests.fakes.cuts", str(image), engine, cache, "1", str(count)]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.lines import Clock, CountingIrq, Sink
+from tests.fakes.lines import Clock, CountingIrq, Sink, post
 from vmm.bus import Bus
 from vmm.devices import acpi_pm, cmos, debugexit, i8042
 from vmm.devices.acpi_pm import AcpiPm
@@ -16,7 +16,7 @@ from vmm.devices.debugcon import DebugConsole
 from vmm.devices.debugexit import DebugExit
 from vmm.devices.i8042 import I8042, KEYBOARD_BUFFER_SIZE
 from vmm.devices.pvpanic import PvPanic
-from vmm.devices.uart16550 import FIFO_SIZE, INPUT_LIMIT, Uart16550
+from vmm.devices.uart16550 import FIFO_SIZE, INPUT_LIMIT, SENDING_LIMIT, Uart16550
 
 if TYPE_CHECKING:
     from vmm.bus import Device
@@ -94,7 +94,7 @@ def test_no_access_fails_or_grows_anything(accesses: list[tuple[str, int, int, i
         uart, keyboard = machine.uart, machine.keyboard
         assert len(uart._input) < INPUT_LIMIT + 1024 + FIFO_SIZE
         assert len(uart._received) <= FIFO_SIZE
-        assert len(uart._sending) <= FIFO_SIZE
+        assert len(uart._sending) <= SENDING_LIMIT
         assert len(keyboard._keyboard) <= KEYBOARD_BUFFER_SIZE
         assert len(keyboard._replies) <= 1
         assert len(machine.cmos._memory) == 128
@@ -183,3 +183,41 @@ def test_no_wake_up_is_lost(steps: list[bytes | int]) -> None:
             break
         handle(1)
     assert got == sent
+
+
+OUTPUT = st.one_of(
+    st.tuples(st.just("post"), st.binary(min_size=1, max_size=40)),
+    st.tuples(st.just("write"), st.binary(min_size=1, max_size=40)),
+    st.tuples(st.sampled_from(["hand over", "full", "drain", "look"]), st.just(b"")),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(OUTPUT, max_size=60))
+def test_no_output_byte_is_lost_or_out_of_order(steps: list[tuple[str, bytes]]) -> None:
+    """Whether bytes are collected or written at once, and whatever the host takes: they go out as they came."""
+    sink = Sink()
+    uart = Uart16550(CountingIrq(), sink)
+    bus = Bus("pio")
+    bus.attach(0, 8, uart)
+    sent = bytearray()
+    for what, data in steps:
+        if what == "post":
+            sent += data[: post(uart.plain[0], data)]
+        elif what == "write":
+            sent += data
+            for byte in data:
+                bus.write(0, 1, byte)
+        elif what == "hand over":
+            uart.plain[0].hand_over()
+        elif what == "look":
+            bus.read(LSR, 1)
+        else:
+            sink.full = what == "full"
+            with uart.lock:
+                uart.output_drained()
+    sink.full = False
+    with uart.lock:
+        uart.output_drained()
+    uart.plain[0].hand_over()
+    assert sink.taken == sent

@@ -177,7 +177,7 @@ descriptor = st.tuples(
     heads=st.lists(st.sampled_from([0, 1, 7, 8, 0xFFFF]), min_size=1, max_size=3),
     jump=st.sampled_from([0, 0, 0, 1, 8, 9, 0x7FFF, 0xFFFF]),
 )
-def test_both_engines_stop_at_the_same_fault(
+def test_both_engines_stop_at_the_same_fault(  # noqa: PLR0917
     negotiated: int,
     before: list[tuple[Any, ...]],
     index: int,

@@ -61,6 +61,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("vmm.cli.main", "vmm.kvm.assist.probe"): "which kind of host this is, is told without a machine",
     ("vmm.host.lan.switch", "vmm.native._engine"): "the switch is a program of its own; frames are moved in C",
     ("vmm.native.plain", "vmm.bus"): "it follows what is on the buses; machine puts it between them and the vCPUs",
+    ("vmm.native.plain", "vmm.regs"): "the same",
     ("vmm.virtio.transport.pci", "vmm.devices.pci.config"): "a virtio device on PCI is a PCI function",
     ("vmm.virtio.transport.pci", "vmm.devices.pci.msix"): "the same",
     ("vmm.virtio.transport.pci_config", "vmm.devices.pci.config"): "the same",

@@ -131,6 +131,13 @@ def test_a_guest_is_timed_by_its_two_bytes() -> None:
     assert 0.2 <= run.seconds < 0.3
 
 
+def test_a_guest_that_must_wait_is_told_when() -> None:
+    calls: list[str] = []
+    guest = ["sh", "-c", "printf R; read key; printf BE; echo; echo done frames=7"]
+    assert timed.run(guest, when_ready=lambda: calls.append("ready")).answer == {"frames": 7}
+    assert calls == ["ready"]
+
+
 def test_a_guest_that_fails_is_not_measured() -> None:
     with pytest.raises(BenchError, match="there is no such device"):
         timed.run(["sh", "-c", "echo; echo failed: there is no such device; sleep 9"])

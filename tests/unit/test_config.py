@@ -248,6 +248,7 @@ def test_trace_kinds() -> None:
         ("serial", ["stdio", "null", "file:x", "file:a,b"]),
         ("transport", ["mmio", "pci"]),
         ("engine", [None, "native", "python"]),
+        ("console", ["serial", "virtio"]),
         ("disks", [(DiskConfig(path="a"),) * (len(VIRTIO_GSIS) - 1)]),
     ],
 )
@@ -266,6 +267,7 @@ def test_what_can_be(field: str, good: list[Any]) -> None:
         ("boot", ["", "uefi"], "--boot"),
         ("transport", ["", "ccw"], "--transport"),
         ("engine", ["", "c"], "--engine"),
+        ("console", ["", "vga"], "--console"),
         ("trace", [frozenset({"pio", "irq"})], "--trace"),
         ("disks", [(DiskConfig(path="a"),) * len(VIRTIO_GSIS)], "--disk, --net"),
     ],

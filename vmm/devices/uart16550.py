@@ -16,20 +16,23 @@ offset  register                with LCR.DLAB set
 The line has no speed: a byte written is sent at once, a byte that came is there at once. Instead of a baud rate,
 readiness paces it in both directions, and nothing is lost or kept without bound:
 
-* Out: while the host takes no more, the bytes stay in the transmitter's FIFO and LSR.THRE stays clear, so the guest
-  waits. A guest that writes on regardless overwrites nothing but loses the byte, as on the chip.
+* Out: while the host takes no more, the bytes stay in the transmitter and LSR.THRE stays clear, so the guest waits. A
+  guest that writes on regardless overwrites nothing but loses what is more than `SENDING_LIMIT`.
 * In: what the host sends waits in a queue, of which the receiver's FIFO gets as much as it holds, while the guest
   listens: raises RTS, as every driver does when its port is opened (`stty crtscts` drops it to stop the flow). So what
   is piped in before the guest has booted is not thrown away when its driver clears the FIFOs. A guest that never
   raised RTS listens while it has IER.RDI set, or for good once it polls. While the queue is full the source is told
   to stop.
+
+A guest that sends makes an exit for every byte, and most of the others are to read LSR and MSR. The machine may answer
+these in the vCPU's thread: THR is a posted register, and LSR and MSR are plain ones while reading them changes nothing.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-from vmm.regs import PlainRegister, RegisterBlock, register
+from vmm.regs import POSTED_MAX, PlainRegister, PostedRegister, RegisterBlock, register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from vmm.irq import IrqLine
 
 FIFO_SIZE = 16
+#: What the transmitter holds while the host takes no more: what was posted, and what the guest wrote before it knew.
+SENDING_LIMIT = 2 * POSTED_MAX
 #: The source is told to stop when this many bytes wait for the guest, and to go on when half of them are gone.
 INPUT_LIMIT = 4096
 #: So many reads of LSR without a byte written between are polling for input, not waiting to write.
@@ -73,17 +78,25 @@ class Uart16550(RegisterBlock):
         self._input: deque[int] = deque()
         self._input_stopped = False
         self._received: deque[int] = deque()
-        self._sending: deque[int] = deque()
+        self._sending = bytearray()
         self._divisor = 12  # 9600 baud
         self._ier = self._fcr = self._lcr = self._mcr = 0
         self._scratch = bytearray(1)
-        self.plain = (PlainRegister(7, self._scratch, width=1, writable=True),)
+        self._posted = PostedRegister(0, self.lock, self._take_posted)
+        self._shown_lsr, self._shown_msr = (PlainRegister(offset, bytearray(1), width=1) for offset in (5, 6))
+        self.plain = (
+            self._posted,
+            self._shown_lsr,
+            self._shown_msr,
+            PlainRegister(7, self._scratch, width=1, writable=True),
+        )
         self._msr = _MSR_DCD | _MSR_DSR | _MSR_CTS
         self._overrun = False
         self._thr_interrupt = False
         self._rts_used = False
         self._lsr_reads = 0
         self._interrupting = False
+        self._show()
 
     # The host's side.
 
@@ -100,12 +113,22 @@ class Uart16550(RegisterBlock):
 
     def output_drained(self) -> None:
         """The output takes bytes again: send what has been waiting."""
-        while self._sending and self._output.write(bytes((self._sending[0],))):
-            self._sending.popleft()
-            self._thr_interrupt = not self._sending
+        if self._sending and self._output.write(bytes(self._sending)):
+            self._sending.clear()
+            self._thr_interrupt = True
         self._signal()
 
     # The guest's side.
+
+    def read(self, offset: int, size: int) -> int:
+        """As `RegisterBlock.read`, after what was posted before."""
+        self._take_posted()
+        return super().read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """As `RegisterBlock.write`, after what was posted before."""
+        self._take_posted()
+        super().write(offset, size, value)
 
     @register(0, "RBR/THR/DLL", width=1)
     def data(self) -> int:
@@ -118,18 +141,7 @@ class Uart16550(RegisterBlock):
 
     @data.writer
     def _write_data(self, value: int) -> None:
-        if self._lcr & _LCR_DLAB:
-            self._divisor = self._divisor & 0xFF00 | value
-            return
-        self._thr_interrupt = False
-        if self._lsr_reads < POLLING_READS:
-            self._lsr_reads = 0
-        if self._mcr & _MCR_LOOP:
-            self._loop_back(value)
-        elif (self._sending or not self._output.write(bytes((value,)))) and len(self._sending) < self._depth:
-            self._sending.append(value)
-        self._thr_interrupt = not self._sending
-        self._signal()
+        self._transmit(bytes((value,)))
 
     @register(1, "IER/DLM", width=1)
     def interrupt_enable(self) -> int:
@@ -201,11 +213,8 @@ class Uart16550(RegisterBlock):
             self._lsr_reads += 1
             if self._lsr_reads == POLLING_READS:
                 self._fill_receiver()
-        status = _LSR_DR if self._received else 0
-        if not self._sending:
-            status |= _LSR_THRE | _LSR_TEMT
+        status = self._line_status()
         if self._overrun:
-            status |= _LSR_OE
             self._overrun = False
             self._signal(looked=True)
         return status
@@ -230,6 +239,40 @@ class Uart16550(RegisterBlock):
     @property
     def _depth(self) -> int:
         return FIFO_SIZE if self._fcr & _FCR_ENABLE else 1
+
+    def _take_posted(self) -> None:
+        posted = self._posted.take()
+        if posted:
+            self._transmit(posted)
+
+    def _transmit(self, data: bytes) -> None:
+        """The guest wrote *data* at offset 0, and nothing elsewhere meanwhile."""
+        if self._lcr & _LCR_DLAB:
+            self._divisor = self._divisor & 0xFF00 | data[-1]
+            return
+        if self._lsr_reads < POLLING_READS:
+            self._lsr_reads = 0
+        if self._mcr & _MCR_LOOP:
+            for byte in data:
+                self._loop_back(byte)
+        elif self._sending or not self._output.write(data):
+            self._sending += data[: SENDING_LIMIT - len(self._sending)]
+        self._thr_interrupt = not self._sending
+        self._signal()
+
+    def _line_status(self) -> int:
+        status = _LSR_DR if self._received else 0
+        if not self._sending:
+            status |= _LSR_THRE | _LSR_TEMT
+        return status | _LSR_OE if self._overrun else status
+
+    def _show(self) -> None:
+        """Keep the plain registers current. A guest that never raised RTS is watched for polling: see `line_status`."""
+        looped = bool(self._mcr & _MCR_LOOP)
+        self._shown_lsr.open(self._rts_used and not looped and not self._overrun)
+        self._shown_lsr.storage[0] = self._line_status()
+        self._shown_msr.open(not looped and not self._msr & _MSR_DELTAS)
+        self._shown_msr.storage[0] = self._msr
 
     def _listens(self) -> bool:
         if self._mcr & _MCR_LOOP:  # the line is cut off
@@ -301,6 +344,7 @@ class Uart16550(RegisterBlock):
         handler's last look reports the cause, or the cause comes after it and is pulsed. At worst the handler runs
         once more and finds NO_INT.
         """
+        self._show()
         interrupting = self._cause() != _IIR_NO_INT
         if interrupting and (looked or not self._interrupting):
             self._irq.pulse()

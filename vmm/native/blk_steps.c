@@ -93,7 +93,8 @@ static bool advance(struct blk_queue *q, struct blk_request *request, long resul
 
     if (result == -EINTR || result == -EAGAIN)
         return true;
-    if (result < 0 && request->kind == KIND_WRITE_ZEROES && result == -EOPNOTSUPP && !moves) {
+    /* EINVAL: a block device whose sectors are larger than ours cannot here. */
+    if ((result == -EOPNOTSUPP || result == -EINVAL) && request->kind == KIND_WRITE_ZEROES && !moves) {
         if (request->step == STEP_PUNCH)
             request->step = STEP_ZERO;
         else

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <time.h>
 
@@ -14,7 +15,8 @@ enum {
     RECHECK_NS = 100000000, /* who waits for a limit looks this often whether it was changed */
     FLOOD_FRAMES = 16,      /* so many received frames in so short a time each are a flood */
     FLOOD_FRAME_NS = 8000,
-    NAP_NS = 50000,
+    NAP_NS = 50000,         /* for frames to gather */
+    BLINK_NS = 10000,       /* for a driver that is about to provide buffers */
 };
 
 size_t gather(uint8_t *to, const struct iovec *iov, unsigned pieces, size_t size)
@@ -47,6 +49,20 @@ static void follow_rules(struct net_pair *pair)
     pthread_mutex_unlock(&net->lock);
 }
 
+/* Be woken by the link once, for events; 0 or an errno. */
+static int watch_once(struct net_pair *pair, int operation, uint32_t events)
+{
+    struct epoll_event event = {.events = events | EPOLLONESHOT};
+    return epoll_ctl(pair->worker.epoll_fd, operation, pair->link_fd, &event) ? errno : 0;
+}
+
+/* A stream wakes at edges instead: half a frame waits in it until the rest is there. */
+static int watch_link(struct net_pair *pair)
+{
+    return pair->kind == LINK_STREAM ? worker_watch(&pair->worker, pair->link_fd, true)
+                                     : watch_once(pair, EPOLL_CTL_ADD, 0);
+}
+
 /* Whether frames come in faster than it is good to be woken for each: two switches of context cost more than all else,
  * and where CPUs are scarce the sender has none meanwhile. Nor is the driver then asked for kicks when it has no
  * buffers: it is taking in frames, and will have some. */
@@ -62,9 +78,18 @@ static bool flooded(struct net_pair *pair)
     return pair->flooded;
 }
 
-static void nap(void)
+/* Sleep until there is something to do. Only a link that was found empty is waited for: the frames in it would wake a
+ * worker that has no buffers for them, or may not take them yet. */
+static void await(struct net_pair *pair, uint64_t wait_ns)
 {
-    nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+    if (pair->link_empty && pair->kind != LINK_STREAM)
+        watch_once(pair, EPOLL_CTL_MOD, EPOLLIN);
+    worker_wait(&pair->worker, wait_ns == UINT64_MAX ? -1 : (int)(least(wait_ns, RECHECK_NS) / 1000000 + 1));
+}
+
+static void nap(const struct net_pair *pair)
+{
+    nanosleep(&(struct timespec){.tv_nsec = pair->link_empty ? NAP_NS : BLINK_NS}, NULL);
 }
 
 static void *pair_main(void *argument)
@@ -92,9 +117,9 @@ static void *pair_main(void *argument)
             continue;
         was_flooded = pair->flooded;
         if (flooded(pair) || was_flooded) /* one turn more after it, to ask for kicks */
-            nap();
+            nap(pair);
         else
-            worker_wait(worker, wait_ns == UINT64_MAX ? -1 : (int)(least(wait_ns, RECHECK_NS) / 1000000 + 1));
+            await(pair, wait_ns);
     }
     return NULL;
 }
@@ -194,8 +219,8 @@ int net_pair_start(struct net_pair *pair)
 
     if (error)
         return error;
-    if (pair->has_rx) /* edges: a frame that waits for buffers wakes nobody again */
-        error = worker_watch(worker, pair->link_fd, true);
+    if (pair->has_rx)
+        error = watch_link(pair);
     if (!error && pair->has_rx)
         error = worker_watch(worker, pair->rx.kick_fd, true);
     if (!error && pair->has_tx)

@@ -41,6 +41,7 @@ struct net_pair {
     struct held *held;
     unsigned held_count, first_pieces;
     size_t rest_at, rest_end;
+    bool link_empty; /* the last look found no frame: wait for one */
     /* Whether frames come in like a flood, and how many came since when, for the next look. */
     bool flooded;
     unsigned flood_frames;

@@ -131,7 +131,8 @@ static int take(struct net_pair *pair, struct fault *fault)
     if (size < 0) {
         const int code = errno;
         put_back(pair);
-        if (code != EAGAIN && code != EINVAL)
+        pair->link_empty = code == EAGAIN;
+        if (!pair->link_empty)
             link_failed(pair, code);
         return 0;
     }
@@ -205,6 +206,7 @@ enum turn receive(struct net_pair *pair, uint64_t *wait_ns, struct fault *fault)
 {
     int got = 1;
 
+    pair->link_empty = false;
     ring_suppress_kicks(&pair->rx.ring);
     for (unsigned n = 0; n < TURN_FRAMES && got > 0; n++) {
         const uint64_t delay = delay_ns(&pair->net->rx_bytes, &pair->net->rx_frames);

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fakes.lines import CountingIrq, Sink
+from tests.fakes.lines import CountingIrq, Sink, post
 from vmm.bus import Bus
-from vmm.devices.uart16550 import FIFO_SIZE, INPUT_LIMIT, POLLING_READS, Uart16550
+from vmm.devices.uart16550 import FIFO_SIZE, INPUT_LIMIT, POLLING_READS, SENDING_LIMIT, Uart16550
+from vmm.regs import POSTED_MAX
 
 RBR = THR = DLL = 0
 IER = DLM = 1
@@ -92,20 +93,20 @@ def test_while_the_host_takes_nothing_the_transmitter_is_not_empty(fifo_port: Po
     assert fifo_port.read(LSR) & (THRE | TEMT) == THRE | TEMT
 
 
-def test_a_fifo_full_of_bytes_waits_for_the_host_in_order(fifo_port: Port) -> None:
+def test_what_the_host_does_not_take_waits_in_order(fifo_port: Port) -> None:
     fifo_port.sink.full = True
-    for byte in range(FIFO_SIZE + 3):  # the guest writes on though THRE is clear: the last three are lost
+    for byte in range(FIFO_SIZE):
         fifo_port.write(THR, byte)
     fifo_port.drain()
     assert fifo_port.sink.taken == bytes(range(FIFO_SIZE))
 
 
-def test_without_fifo_one_byte_waits(port: Port) -> None:
+def test_a_guest_that_writes_on_though_thre_is_clear_loses_what_is_too_much(port: Port) -> None:
     port.sink.full = True
-    port.write(THR, 1)
-    port.write(THR, 2)
+    for number in range(SENDING_LIMIT + 3):
+        port.write(THR, number & 0xFF)
     port.drain()
-    assert port.sink.taken == b"\x01"
+    assert port.sink.taken == bytes(number & 0xFF for number in range(SENDING_LIMIT))
 
 
 def test_clearing_the_transmit_fifo_drops_what_waits(fifo_port: Port) -> None:
@@ -437,3 +438,104 @@ def test_other_widths_read_ones_and_write_nothing(port: Port) -> None:
     port.bus.write(0x3F8, 2, 0x4141)
     assert port.sink.taken == b""
     assert port.bus.read(0x3F8, 4) == 0xFFFF_FFFF
+
+
+# What the vCPU's thread does in the device's place.
+
+
+def posted(port: Port, data: bytes) -> int:
+    """The guest writes *data* to THR, and the writes are collected; how many there is room for."""
+    return post(port.uart.plain[0], data)
+
+
+def shown(port: Port, offset: int) -> int | None:
+    """What the guest reads without the device, or None if the device is asked."""
+    register = next(plain for plain in port.uart.plain[1:] if plain.offset == offset)
+    return register.storage[0] if register.gate[0] else None
+
+
+def test_posted_bytes_are_sent_when_the_machine_hands_them_over(port: Port) -> None:
+    assert posted(port, b"hello") == 5
+    assert not port.sink.taken
+    port.uart.plain[0].hand_over()
+    port.uart.plain[0].hand_over()
+    assert port.sink.taken == b"hello"
+
+
+@pytest.mark.parametrize("offset", range(8))
+def test_posted_bytes_are_sent_before_any_other_access(port: Port, offset: int) -> None:
+    posted(port, b"ab")
+    port.read(offset)
+    posted(port, b"cd")
+    port.write(offset, 0x80 if offset == LCR else ord("e") if offset == THR else 0)
+    assert bytes(port.sink.taken) == (b"abcde" if offset == THR else b"abcd")
+
+
+def test_posted_bytes_mean_what_they_did_when_they_were_written(port: Port) -> None:
+    port.write(LCR, DLAB)
+    posted(port, b"\x34\x12")
+    port.write(LCR, 0)
+    port.write(MCR, LOOP)
+    posted(port, b"x")
+    port.write(MCR, RTS)
+    assert not port.sink.taken
+    assert port.read(RBR) == ord("x")
+    port.write(LCR, DLAB)
+    assert port.read(DLL) == 0x12
+
+
+def test_posting_goes_round_the_ring_and_stops_when_it_is_full(port: Port) -> None:
+    posted(port, bytes(POSTED_MAX - 2))
+    port.uart.plain[0].hand_over()
+    port.sink.taken.clear()
+    data = bytes(index & 0xFF for index in range(POSTED_MAX + 1))
+    assert posted(port, data) == POSTED_MAX
+    port.write(THR, data[-1])
+    assert port.sink.taken == data
+
+
+def test_posted_bytes_raise_thri_when_they_are_sent(port: Port) -> None:
+    port.write(IER, THRI)
+    assert port.read(IIR) & CAUSE == 0x02
+    port.irq.taken()
+    posted(port, b"x")
+    port.uart.plain[0].hand_over()
+    assert port.irq.taken() == 1
+    assert port.read(IIR) & CAUSE == 0x02
+
+
+def test_a_host_that_takes_nothing_costs_no_posted_byte(port: Port) -> None:
+    port.sink.full = True
+    posted(port, bytes(POSTED_MAX))
+    port.uart.plain[0].hand_over()
+    assert shown(port, LSR) == 0
+    posted(port, b"f" * FIFO_SIZE)  # the guest had looked at LSR just before
+    port.drain()
+    port.read(SCR)
+    assert port.sink.taken == bytes(POSTED_MAX) + b"f" * FIFO_SIZE
+    assert shown(port, LSR) == THRE | TEMT
+
+
+def test_lsr_is_plain_and_current_once_rts_was_raised(new_port: Port) -> None:
+    """Before, reading it tells of a guest that polls."""
+    assert shown(new_port, LSR) is None
+    new_port.write(MCR, RTS)
+    assert shown(new_port, LSR) == new_port.read(LSR) == THRE | TEMT
+    new_port.receive(b"x")
+    assert shown(new_port, LSR) == new_port.read(LSR) == THRE | TEMT | DR
+    new_port.read(RBR)
+    assert shown(new_port, LSR) == THRE | TEMT
+
+
+def test_lsr_and_msr_are_the_device_s_in_loopback(port: Port) -> None:
+    port.write(MCR, RTS | LOOP)
+    assert shown(port, LSR) is shown(port, MSR) is None
+
+
+def test_msr_is_plain_while_it_has_nothing_to_clear(port: Port) -> None:
+    assert shown(port, MSR) == port.read(MSR)
+    port.write(MCR, RTS | LOOP)
+    port.write(MCR, RTS)
+    assert shown(port, MSR) is None
+    port.read(MSR)
+    assert shown(port, MSR) == port.read(MSR)

@@ -26,6 +26,8 @@ SECTOR = 512
 SERIAL_MAX = 20
 # fallocate(2)
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
+#: The file system cannot, or a block device whose sectors are larger than ours cannot here.
+_CANNOT = (errno.EOPNOTSUPP, errno.EINVAL)
 _ZEROES = 1 << 20  # bytes written at once where the file system cannot make zeroes by itself
 
 # struct flock: l_type, l_whence, l_start, l_len, l_pid (0 for OFD locks); length 0 is the whole file.
@@ -69,10 +71,8 @@ class RawDisk:
             if cache == "none":
                 self.direct_fd = _open_direct(self.fd, path, readonly)
                 self.alignment = _alignment(self.direct_fd)
-            #: Whether space is given back. (Trying it beyond the end, where there is nothing, changes nothing.)
-            self.can_discard = (
-                discard and not readonly and not _fallocate(self.fd, _PUNCH_HOLE, self.size_bytes, SECTOR)
-            )
+            #: Whether space is given back.
+            self.can_discard = discard and not readonly and _can_punch(self.fd, self.size_bytes)
         except BaseException:
             self.close()
             raise
@@ -123,10 +123,10 @@ class RawDisk:
             BackendError: the host could not.
         """
         code = _fallocate(self.fd, _PUNCH_HOLE, offset, size) if unmap else errno.EOPNOTSUPP
-        if code == errno.EOPNOTSUPP:
+        if code in _CANNOT:
             code = _fallocate(self.fd, _ZERO_RANGE, offset, size)
-        if code == errno.EOPNOTSUPP:
-            zeroes = memoryview(bytes(min(size, _ZEROES)))
+        if code in _CANNOT:
+            zeroes = memoryview(bytearray(min(size, _ZEROES)))  # writable, as all that is asked for its address
             for start in range(0, size, _ZEROES):
                 self.pwritev([zeroes[: size - start]], offset + start)
         elif code:
@@ -170,6 +170,26 @@ def _fallocate(fd: int, mode: int, offset: int, size: int) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     done = libc.fallocate(fd, mode | _KEEP_SIZE, ctypes.c_long(offset), ctypes.c_long(size))
     return ctypes.get_errno() if done else 0
+
+
+def _can_punch(fd: int, size: int) -> bool:
+    """Whether any of our sectors can be given back; changes nothing."""
+    status = os.fstat(fd)
+    if not stat.S_ISBLK(status.st_mode):
+        return not _fallocate(fd, _PUNCH_HOLE, size, SECTOR)  # beyond the end, where there is nothing
+    device = f"/sys/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    # A partition's limits are its disk's (Documentation/ABI/stable/sysfs-block).
+    queue = f"{device}/../queue" if os.path.exists(f"{device}/partition") else f"{device}/queue"
+    return _number(f"{queue}/write_zeroes_max_bytes") > 0 and _number(f"{queue}/logical_block_size") == SECTOR
+
+
+def _number(path: str) -> int:
+    """What a file of sysfs says; 0 where it is not there."""
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except OSError:
+        return 0
 
 
 def _skip(views: Sequence[memoryview], count: int) -> list[memoryview]:
