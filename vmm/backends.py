@@ -84,10 +84,10 @@ class Backends:
 
 def _open_net(net: NetConfig, say: Callable[[str], None]) -> tuple[Tap | Uplink, bytes | None]:
     """What the card is plugged into, and its address where something says it."""
-    if net.network:
-        from vmm.host.net.card import open_card
+    if net.network or net.bridge:
+        from vmm.host.net.join import join
 
-        tap, mac = open_card(net.network, net.name, net.mtu, net.queues, private=net.private)
+        tap, mac = join(net)
         return tap, net.mac or mac
     if net.tap:
         from vmm.host.tap import open_tap
@@ -96,15 +96,13 @@ def _open_net(net: NetConfig, say: Callable[[str], None]) -> tuple[Tap | Uplink,
     if net.lan:
         from vmm.host.lan.port import open_lan
 
-        return open_lan(net.lan, net.mtu, net.vlan, net.pcap), net.mac
+        mac = net.mac or (default_mac(f"lan {net.lan}/{net.name}") if net.name else None)
+        guest = (net.name, mac) if net.name and mac else None
+        return open_lan(net.lan, net.mtu, net.vlan, net.pcap, guest), mac
     if net.user:
         from vmm.host.passt import open_passt
 
         return open_passt(net.mtu, net.forwards), net.mac
-    if net.auto:
-        from vmm.host.auto import open_auto
+    from vmm.host.auto import open_auto
 
-        return open_auto(net.mtu, say), net.mac
-    from vmm.host.net.bridge import create_bridge_tap
-
-    return create_bridge_tap(net.bridge, net.mtu, net.queues), net.mac
+    return open_auto(net.mtu, say), net.mac

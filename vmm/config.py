@@ -131,7 +131,7 @@ class NetConfig(Value):
     """A virtio-net card on the managed *network*, on a new tap of *bridge*, or on the existing tap *tap*; without any
     right on the *lan* of that name, behind passt (*user*), or on the best of all that may be had (*auto*).
 
-    *name* is the guest's on the network, where *private* puts it behind a NAT of its own. On a lan, *vlan* is its VLAN
+    *name* is the guest's on the network or lan; *private* puts it behind a NAT of its own. On a lan, *vlan* is its VLAN
     (0: none, `VLAN_TRUNK`: all), and *pcap* a file to record into. *mac* None: made up from the name or the place.
     """
 
@@ -169,11 +169,15 @@ class NetConfig(Value):
             raise ConfigError(f"vlan={self.vlan} is not within 1 … {_VLAN_MAX}", where="--net", fix="or vlan=trunk")
         if self.forwards and not self.user:
             raise ConfigError("hostfwd= is for user", where="--net", fix="such as --net user,hostfwd=tcp:2222-:22")
-        if self.name and not self.network:
-            raise ConfigError("name= is for networks of pyvmm net", where="--net", fix="such as --net lab,name=web1")
-        if self.private and not self.name:
+        if self.name and not (self.network or self.lan):
             raise ConfigError(
-                "private=yes needs a name=", where="--net", fix="such as --net lab,name=copy1,private=yes"
+                "name= is for networks of pyvmm net and lan=NAME", where="--net", fix="such as --net lab,name=web1"
+            )
+        if self.private and not (self.network and self.name):
+            raise ConfigError(
+                "private=yes needs a name= on a network of pyvmm net",
+                where="--net",
+                fix="such as --net lab,name=copy1,private=yes",
             )
         if self.mtu is not None and not _MTU_MIN <= self.mtu <= _MTU_MAX:
             raise ConfigError(f"mtu={self.mtu} is not within {_MTU_MIN} … {_MTU_MAX}", where="--net")
@@ -301,8 +305,8 @@ def parse_disk(text: str) -> DiskConfig:
 
 
 def parse_net(text: str) -> NetConfig:
-    """`NETWORK[,name=GUEST]`, `bridge=NAME`, `tap=NAME`, `lan=NAME[,vlan=N|trunk][,pcap=FILE]`, `user[,hostfwd=…]…` or
-    `auto`; then `[,mac=…][,mtu=…][,queues=N]`, limits `[,rx_bw=RATE]…`.
+    """`NETWORK[,name=GUEST]`, `bridge=NAME`, `tap=NAME`, `lan=NAME[,name=GUEST][,vlan=N|trunk][,pcap=FILE]`,
+    `user[,hostfwd=…]…` or `auto`; then `[,mac=…][,mtu=…][,queues=N]`, limits `[,rx_bw=RATE]…`.
 
     Raises:
         ConfigError: an option is unknown, has no value or a wrong one.

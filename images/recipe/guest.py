@@ -28,7 +28,9 @@ BARE = [
 def inputs() -> dict[str, str]:
     """The hash of each file that the userland and the images around it are made from."""
     files = [os.path.join(directory, name) for directory in (RECIPE, SOURCES) for name in os.listdir(directory)]
-    return {os.path.basename(path): sha256_file(path) for path in sorted(files) if path.endswith((".py", ".c", ".h"))}
+    return {
+        os.path.basename(path): sha256_file(path) for path in sorted(files) if path.endswith((".py", ".c", ".h", ".sh"))
+    }
 
 
 class Userland:
@@ -86,6 +88,7 @@ class Userland:
         tree.file("etc/hostname", f"{self._hostname}\n".encode())
         tree.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
         tree.file("etc/group", b"root:x:0:\n")
+        tree.file("etc/udhcpc/default.script", _read(os.path.join(SOURCES, "udhcpc.sh")), 0o755)
         return tree
 
 

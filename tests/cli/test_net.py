@@ -111,9 +111,10 @@ def test_no_right_to_make_a_tap(pyvmm: Pyvmm) -> None:
     assert (run.code, run.messages) == (
         125,
         (
-            "pyvmm: bridge br0: cannot make a tap for it: this needs CAP_NET_ADMIN\n"
-            "  run pyvmm with sudo, or once make a tap of your own, and use --net tap=NAME:\n"
-            "  sudo ip tuntap add dev NAME mode tap user $USER && sudo ip link set NAME master br0 up\n"
+            "pyvmm: bridge br0: this needs CAP_NET_ADMIN, or pyvmm-net-helper, which is not set up\n"
+            "  run pyvmm with sudo, or take --net user, which needs no right, or once run: "
+            "pyvmm-net-helper --print-units | sudo sh\n"
+            "  and say in /etc/pyvmm/net.toml who may join which network\n"
         ),
     )
 

@@ -75,13 +75,27 @@ class Lan:
 
     def join(self, vlan: int = 0, pcap_fd: int = -1, number: int = -1) -> Port:
         """A new port."""
+        outside, inside = self._ends_of_port()
+        joined = lib.lan_join(self._lan, inside.detach(), number, vlan or lib.LAN_NATIVE, pcap_fd)
+        assert joined >= 0
+        return Port(self, joined, outside)
+
+    def serve(self) -> Port:
+        """The switch's own port."""
+        outside, inside = self._ends_of_port()
+        assert lib.lan_serve(self._lan, inside.detach()) == 0
+        return Port(self, -1, outside)
+
+    def has(self, port: Port) -> bool:
+        """Whether *port* has not left."""
+        return lib.lan_has(self._lan, port.number)
+
+    def _ends_of_port(self) -> tuple[socket.socket, socket.socket]:
         outside, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         outside.setblocking(False)
         outside.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self._ends.append(outside)
-        joined = lib.lan_join(self._lan, inside.detach(), number, vlan or lib.LAN_NATIVE, pcap_fd)
-        assert joined >= 0
-        return Port(self, joined, outside)
+        return outside, inside
 
     def turn(self) -> int:
         """One turn."""

@@ -11,7 +11,7 @@ import pytest
 
 from vmm.host.net.store import Store
 
-from . import managed
+from . import helper, managed
 from .namespace import ip, links, network_namespace, open_fds
 
 
@@ -64,3 +64,16 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[managed.Host]:
 def store(host: managed.Host) -> Store:
     """What pyvmm knows of the host's networks."""
     return Store()
+
+
+@pytest.fixture
+def service(host: managed.Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[helper.Service]:
+    """The network helper; all that it does for somebody has ended at the end."""
+    running = helper.Service(host.directory)
+    monkeypatch.setenv("PYVMM_NET_HELPER", running.socket)
+    try:
+        yield running
+        helper.until(lambda: not running.children())
+        assert "Traceback" not in running.said()
+    finally:
+        running.end()

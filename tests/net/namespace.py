@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 CLONE_NEWNET = 0x4000_0000
+CAP_DAC_READ_SEARCH = 2
 CAP_NET_ADMIN = 12
 _CAPABILITY_VERSION_3 = 0x2008_0522
 
@@ -37,17 +38,38 @@ def network_namespace() -> Iterator[None]:
 @contextmanager
 def without_net_admin() -> Iterator[None]:
     """Take CAP_NET_ADMIN from this thread for a while."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
-    _check(_libc.capget(header, sets))
-    before = sets[0]
-    sets[0] &= ~(1 << CAP_NET_ADMIN)
-    _check(_libc.capset(header, sets))
+    before = _keep_capabilities(~(1 << CAP_NET_ADMIN))
     try:
         yield
     finally:
-        sets[0] = before
-        _check(_libc.capset(header, sets))
+        _keep_capabilities(~0, before)
+
+
+@contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    """This process is an ordinary user for a while, who may yet read root's Python."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(uid)
+    os.seteuid(uid)
+    try:
+        _keep_capabilities(1 << CAP_DAC_READ_SEARCH, ~0)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def _keep_capabilities(kept: int, added: int = 0) -> int:
+    """Of this thread's effective capabilities, and *added* ones, those in *kept* stay; what they were."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
+    _check(_libc.capget(header, sets))
+    before: int = sets[0]
+    sets[0] = (before | added) & kept & sets[1]
+    _check(_libc.capset(header, sets))
+    return before
 
 
 def ip(arguments: str) -> str:

@@ -74,7 +74,7 @@ def test_after_a_reboot(host: Host, store: Store, network: Nat, monkeypatch: pyt
     for device in ("lab", "pyvmm-77eba3b9"):
         ip(f"link del {device}")
     Dnsmasq(store, network).stop()
-    monkeypatch.setattr(forwarding, "_boot", lambda: "another boot")
+    monkeypatch.setattr(forwarding, "boot_id", lambda: "another boot")
     networks.repair(store, "lab")
     assert networks.missing(store, "lab") == []
     networks.delete(store, "lab")

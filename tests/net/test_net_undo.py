@@ -13,8 +13,8 @@ from tests.net.managed import Host, state
 from vmm.config import Rate
 from vmm.errors import BackendError, ConfigError
 from vmm.host.net import guests, networks
+from vmm.host.net.bridge import Bridge
 from vmm.host.net.create import create_nat
-from vmm.host.net.device import Bridge
 from vmm.host.net.dnsmasq import Dnsmasq
 from vmm.host.net.store import Store
 

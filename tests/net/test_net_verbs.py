@@ -108,7 +108,7 @@ def test_a_capture_is_a_file(net: Verbs, host: Host) -> None:
     [
         (["fly"], "pyvmm net fly: there is no such verb"),
         (["create"], "pyvmm net create: takes NAME"),
-        (["create", "lab"], "pyvmm net create lab: what kind of network?\n  add --nat"),
+        (["create", "lab"], "pyvmm net create lab: what kind of network?\n  --nat, or --physical NIC"),
         (["create", "Lab", "--nat"], "pyvmm net: 'Lab' cannot be the name of a network"),
         (["create", "lab", "--nat", "--subnet", "x"], "--subnet: 'x' is no subnet"),
         (["create", "lab", "--nat", "--subnet", "192.0.2.0/25"], "--subnet: 192.0.2.0/25 overlaps the host's route"),

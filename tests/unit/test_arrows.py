@@ -54,7 +54,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     **{
         ("vmm.cli.net", f"vmm.host.net.{name}"): "networks are made without a machine"
         for name in (
-            *("capture", "create", "guests", "look", "network", "networks", "nic", "physical", "rules", "shaping"),
+            *("capture", "create", "guests", "look", "network", "networks", "persist", "physical", "rules", "shaping"),
             *("store", "transaction"),
         )
     },

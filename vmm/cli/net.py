@@ -19,8 +19,8 @@ from vmm.host.net.capture import Capture
 from vmm.host.net.create import create_nat, create_physical, plan_nat
 from vmm.host.net.look import look_at, look_at_all
 from vmm.host.net.network import check_name, parse_subnet, parse_subnet6
-from vmm.host.net.nic import is_leased
-from vmm.host.net.physical import plan_physical
+from vmm.host.net.persist import MANAGERS, Persistence, check_manager
+from vmm.host.net.physical import Physical, plan_physical
 from vmm.host.net.rules import foreign_drops
 from vmm.host.net.shaping import check_limit
 from vmm.host.net.store import Store
@@ -45,6 +45,8 @@ _NAT = (
 _PHYSICAL = (
     Option("physical", "guests are on the host's own network, by this device of the host", metavar="NIC"),
     Option("confirm-timeout", "undo it after so long unless it is confirmed (60)", metavar="SECONDS"),
+    Option("persist", "what sets it up when the host boots, once it is confirmed", metavar="|".join(MANAGERS)),
+    Option("vlan", "not on a bridge of the kernel's: --net lan=NAME has VLANs", metavar="N"),
 )
 _CONFIRM_TIMEOUT_S, _CONFIRM_LEAST_S, _CONFIRM_MOST_S = 60.0, 1, 3600
 
@@ -133,22 +135,30 @@ def _create_nat(name: str, options: Options, say: Callable[[str], None]) -> None
 
 def _create_physical(name: str, options: Options, say: Callable[[str], None]) -> None:
     nic = options.one("physical")
+    if options.has("vlan"):
+        raise ConfigError(
+            "pyvmm has no VLANs on bridges of the kernel", where="--vlan", fix="such as --net lan=NAME,vlan=5 has them"
+        )
     timeout_s = options.seconds("confirm-timeout") if options.has("confirm-timeout") else _CONFIRM_TIMEOUT_S
     if timeout_s is not None and not _CONFIRM_LEAST_S <= timeout_s <= _CONFIRM_MOST_S:
         raise ConfigError(f"is not within {_CONFIRM_LEAST_S} … {_CONFIRM_MOST_S} seconds", where="--confirm-timeout")
+    persist = check_manager(options.one("persist")) if options.has("persist") else ""
     store = Store()
     if options.has("dry-run"):
-        _explain(networks.network_steps(store, plan_physical(name, nic)))
+        _explain(networks.network_steps(store, plan_physical(name, nic, persist)))
         return
-    if is_leased(nic):
-        say(f"{nic} has its address by DHCP: let the DHCP client of the host work on {name} from now on")
-    create_physical(store, name, nic, confirm_timeout_s=timeout_s)
+    network = create_physical(store, name, nic, confirm_timeout_s=timeout_s, persist=persist)
     sys.stdout.write(f"network {name}: in place of {nic}; join it with --net {name}\n")
+    if network.settings.leased:
+        say(f"{nic} has its address by DHCP: let the DHCP client of the host work on {name} from now on")
     say(f"all goes back in {timeout_s:g} seconds, unless you run: sudo pyvmm net confirm {name}")
 
 
 def _confirm(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
-    networks.confirm(Store(), names[0])
+    network = networks.confirm(Store(), names[0])
+    if isinstance(network, Physical) and network.persist:
+        for path in Persistence(network).others():
+            say(f"{path} has {network.nic} too: take its addresses and routes out there before the next boot")
 
 
 def _list(_: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001

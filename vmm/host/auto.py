@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmm.config import NetConfig
 from vmm.errors import BackendError, VmmError
 
 TYPE_CHECKING = False
@@ -45,9 +46,9 @@ def _managed(mtu: int | None) -> list[tuple[str, Callable[[], Tap | Uplink]]]:
 
     def joined(name: str) -> Callable[[], Tap]:
         def join() -> Tap:
-            from vmm.host.net.card import open_card
+            from vmm.host.net.join import join
 
-            return open_card(name, "", mtu, 1)[0]
+            return join(NetConfig(network=name, mtu=mtu))[0]
 
         return join
 

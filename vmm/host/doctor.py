@@ -152,6 +152,23 @@ def _try_bridge() -> Row:
     return Row(name, "useful", "ok", "made both in a network namespace of their own")
 
 
+def check_net_helper() -> Row:
+    """The helper for networks answers, and allows us some."""
+    from vmm.host.net_helper.client import SET_UP, ask_networks, find_helper
+
+    name = "network helper"
+    helper = find_helper()
+    if helper is None:
+        return Row(name, "useful", "absent", "not set up: networks are root's", SET_UP)
+    try:
+        networks = ask_networks(helper)
+    except BackendError as error:
+        return Row(name, "useful", "failed", f"{error.where}: {error.what}", error.fix)
+    if not networks:
+        return Row(name, "useful", "failed", "no line of its allow-list allows us a network", SET_UP.splitlines()[1])
+    return Row(name, "useful", "ok", f"we may join {', '.join(networks)}")
+
+
 def check_io_uring() -> Row:
     """An io_uring can be set up."""
     params = ctypes.create_string_buffer(_IO_URING_PARAMS_SIZE)
@@ -228,6 +245,7 @@ HOST_CHECKS: tuple[Callable[[], Row], ...] = (
     check_tun,
     check_tap,
     check_bridge,
+    check_net_helper,
     check_io_uring,
     check_userfaultfd,
     check_locked_memory,

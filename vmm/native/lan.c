@@ -26,6 +26,11 @@ struct frame {
     bool tagged;
 };
 
+static struct port *own_port(struct lan *lan)
+{
+    return lan->ports + LAN_PORTS;
+}
+
 static uint64_t address(const uint8_t *at)
 {
     uint64_t number = 0;
@@ -90,7 +95,7 @@ static void flood(struct lan *lan, struct port *from, const struct frame *frame)
     if (bucket_delay_ns(&from->floods))
         return;
     bucket_take(&from->floods, 1);
-    for (struct port *port = lan->ports; port < lan->ports + LAN_PORTS; port++)
+    for (struct port *port = lan->ports; port <= own_port(lan); port++)
         if (port->fd >= 0 && port != from && (port->vlan == frame->vlan || port->vlan == LAN_TRUNK))
             queue_frame(lan, port, frame);
 }
@@ -140,7 +145,8 @@ static void leave(struct lan *lan, struct port *port)
     if (port->pcap_fd >= 0)
         close(port->pcap_fd);
     port->fd = port->pcap_fd = -1;
-    lan->count--;
+    if (port != own_port(lan))
+        lan->count--;
 }
 
 static void serve(struct lan *lan, struct port *port)
@@ -209,7 +215,7 @@ struct lan *lan_open(int listen_fd, const struct lan_limits *limits)
     lan->limits = *limits;
     lan->table.age_ns = limits->age_ns;
     lan->table.addresses = limits->addresses;
-    for (struct port *port = lan->ports; port < lan->ports + LAN_PORTS; port++)
+    for (struct port *port = lan->ports; port <= own_port(lan); port++)
         port->fd = port->pcap_fd = -1;
     lan->slots = malloc((size_t)BATCH * SLOT);
     lan->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -228,7 +234,7 @@ struct lan *lan_open(int listen_fd, const struct lan_limits *limits)
 
 void lan_close(struct lan *lan)
 {
-    for (struct port *port = lan->ports; port < lan->ports + LAN_PORTS; port++)
+    for (struct port *port = lan->ports; port <= own_port(lan); port++)
         if (port->fd >= 0)
             leave(lan, port);
     if (lan->epoll_fd >= 0)
@@ -237,23 +243,43 @@ void lan_close(struct lan *lan)
     free(lan);
 }
 
-int lan_join(struct lan *lan, int fd, int number, uint16_t vlan, int pcap_fd)
+/* The port is fd's from now on; 0 or an errno. */
+static int open_port(struct lan *lan, struct port *port, int fd, uint16_t vlan, int pcap_fd)
 {
-    struct port *port = lan->ports;
-    int error;
+    const int error = watch(lan, fd, port);
 
-    if (number >= 0 && number < LAN_PORTS && lan->ports[number].fd < 0)
-        port += number;
-    while (port < lan->ports + LAN_PORTS && port->fd >= 0)
-        port++;
-    error = port == lan->ports + LAN_PORTS ? ENOSPC : watch(lan, fd, port);
     if (error)
-        return -error;
+        return error;
     *port = (struct port){.fd = fd, .pcap_fd = pcap_fd, .vlan = vlan};
     bucket_init(&port->floods);
     bucket_set(&port->floods, lan->limits.floods, lan->limits.floods_burst);
     /* As much room as the host gives: it is what a burst has. */
     (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &(int){SOCKET_BYTES}, sizeof(int));
+    return 0;
+}
+
+int lan_join(struct lan *lan, int fd, int number, uint16_t vlan, int pcap_fd)
+{
+    struct port *port = lan->ports;
+    int error;
+
+    if (number >= 0 && number < LAN_PORTS && !lan_has(lan, number))
+        port += number;
+    while (port < own_port(lan) && port->fd >= 0)
+        port++;
+    error = port == own_port(lan) ? ENOSPC : open_port(lan, port, fd, vlan, pcap_fd);
+    if (error)
+        return -error;
     lan->count++;
     return (int)(port - lan->ports);
+}
+
+int lan_serve(struct lan *lan, int fd)
+{
+    return open_port(lan, own_port(lan), fd, LAN_TRUNK, -1);
+}
+
+bool lan_has(const struct lan *lan, int number)
+{
+    return lan->ports[number].fd >= 0;
 }

@@ -36,10 +36,10 @@ struct table {
 };
 
 struct lan {
-    int listen_fd, epoll_fd;
-    unsigned count; /* of ports */
+    int epoll_fd;
+    unsigned count; /* of ports that joined */
     uint64_t now_ns;
-    struct port ports[LAN_PORTS];
+    struct port ports[LAN_PORTS + 1]; /* the last one is the switch's own */
     struct table table;
     struct lan_limits limits;
     /* A batch as it came in; and those of its frames that wait to go out to out_port. */

@@ -26,6 +26,10 @@ void lan_close(struct lan *lan);
 /* Add a port, with this number if that is free: its number, or an errno, negative. The descriptors are the switch's from
  * then on. What goes through the port is recorded in the regular file pcap_fd, if that is not -1. */
 int lan_join(struct lan *lan, int fd, int number, uint16_t vlan, int pcap_fd);
+/* Give the switch a port of its own, which is in all VLANs and does not count; 0 or an errno. */
+int lan_serve(struct lan *lan, int fd);
+/* Whether there is a port with this number. */
+bool lan_has(const struct lan *lan, int number);
 /* Move frames until somebody knocks, the last port has left, or there was none for timeout_ms. */
 int lan_run(struct lan *lan, int timeout_ms);
 /* One turn of that, in which it waits for timeout_ms at most (-1: for ever); 0: it would go on. */

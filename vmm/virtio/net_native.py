@@ -153,8 +153,10 @@ class NativePath:
         except BackendError as error:
             self._active.report(str(error))
         else:  # have the worker wait for what is behind the descriptor now
-            lib.net_pair_stop(self._pairs[index])
-            self._start(self._pairs[index])
+            pair = self._pairs[index]
+            lib.net_pair_stop(pair)
+            lib.net_pair_take_error(pair)  # a kick may have led it to the same loss once more, meanwhile
+            self._start(pair)
 
     def _on_event(self) -> None:
         """A worker has something to tell."""

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from vmm.cli.doctor import can_run, doctor, render_json, render_table
+from vmm.errors import BackendError
 from vmm.host import doctor as host
 from vmm.host.doctor import MIB, Row
+from vmm.host.net_helper import client
+from vmm.host.net_helper.client import Helper
 from vmm.kvm.doctor import check_kvm, kvm_fix, module_fix
 
 GOOD = Row("/dev/kvm", "needed", "ok", "opens, KVM API 12")
@@ -173,6 +176,32 @@ def test_no_namespace_to_try_a_bridge_in(monkeypatch: pytest.MonkeyPatch) -> Non
     row = host.check_bridge()
     assert row.status == "absent"
     assert row.seen == "not tried: no network namespace to try it in (Operation not permitted)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "seen"),
+    [
+        ({"lab": "line", "br0": "line"}, "ok", "we may join lab, br0"),
+        ({}, "failed", "no line of its allow-list allows us a network"),
+        (BackendError("is no TOML", where="net.toml:3"), "failed", "net.toml:3: is no TOML"),
+    ],
+)
+def test_the_network_helper(monkeypatch: pytest.MonkeyPatch, answer: Any, status: str, seen: str) -> None:
+    def ask(_: Helper) -> dict[str, str]:
+        if isinstance(answer, BackendError):
+            raise answer
+        return dict(answer)
+
+    monkeypatch.setattr(client, "find_helper", lambda: Helper("/socket"))
+    monkeypatch.setattr(client, "ask_networks", ask)
+    row = host.check_net_helper()
+    assert (row.need, row.status, row.seen) == ("useful", status, seen)
+
+
+def test_no_network_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "find_helper", lambda: None)
+    row = host.check_net_helper()
+    assert (row.status, row.fix.splitlines()[0]) == ("absent", "run: pyvmm-net-helper --print-units | sudo sh")
 
 
 @pytest.mark.parametrize(("code", "status"), [(errno.ENOSYS, "absent"), (errno.EPERM, "failed")])

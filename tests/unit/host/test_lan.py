@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("vmm.native._engine", reason="the native engine is not built: pip install -e .")
 
 from tests.fakes.lan import BROADCAST, frame, mac, records
+from tests.fakes.lan_guest import LanGuest
 from vmm.errors import BackendError, ConfigError
 from vmm.host.lan import port as lan_port
 from vmm.host.lan.place import lan_directory, socket_path
@@ -101,6 +102,46 @@ def test_vlans() -> None:
         assert b.readv([memoryview(bytearray(100))]) == 0
 
 
+def guest_on(port: Uplink, number: int) -> LanGuest:
+    """A guest by its Ethernet address, that asks over *port*."""
+
+    def ask(sent: bytes) -> bytes:
+        send(port, sent)
+        return receive(port)
+
+    return LanGuest(ask, mac(number))
+
+
+@pytest.mark.parametrize("vlan", [0, 5])
+def test_guests_get_addresses_and_find_each_other(vlan: int) -> None:
+    with (
+        contextlib.closing(open_lan("x", vlan=vlan, guest=("db", mac(1)))) as a,
+        contextlib.closing(open_lan("x", vlan=vlan)) as b,
+    ):
+        db = guest_on(a, 1)
+        address = socket.inet_aton(db.get_address())
+        receive(b)
+        receive(b)  # what the other one asked went to all
+        web = guest_on(b, 2)
+        web.get_address()
+        assert web.resolve("db") == (0, [address])
+
+
+def test_a_name_is_one_guests_at_a_time() -> None:
+    with contextlib.closing(open_lan("x", guest=("db", mac(1)))), contextlib.closing(open_lan("x")) as other:
+        with pytest.raises(BackendError, match=r"^lan x: its guest db runs already"):
+            open_lan("x", guest=("db", mac(1)))
+        assert other.name == "lan x port 1"
+    with contextlib.closing(open_lan("x")), contextlib.closing(open_lan("x", guest=("db", mac(1)))) as again:
+        assert again.name == "lan x port 1"
+
+
+@pytest.mark.parametrize("name", ["Db", "a.b", "-a", "x" * 64])
+def test_what_cannot_be_a_guests_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--net name=: .* cannot be the name of a guest"):
+        open_lan("x", guest=(name, mac(1)))
+
+
 def test_its_directories_are_the_users_alone(runtime: Path) -> None:
     with contextlib.closing(open_lan("x")):
         for path in (runtime / "pyvmm", runtime / "pyvmm" / "lan", runtime / "pyvmm" / "lan" / "x"):
@@ -172,7 +213,7 @@ def test_a_recording_that_cannot_be(path: str, why: str) -> None:
         open_lan("x", pcap=path)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a b", "x" * 33])
+@pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a.b", "a b", "é", "x" * 33])
 def test_what_cannot_be_a_name(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be the name of a lan"):
         open_lan(name)
@@ -198,13 +239,13 @@ def test_a_directory_that_others_may_change_is_refused(runtime: Path) -> None:
 
 def test_a_switch_of_another_pyvmm(monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.closing(open_lan("x")):
-        monkeypatch.setattr(lan_port, "PROTOCOL", b"2")
+        monkeypatch.setattr(lan_port, "PROTOCOL", "2")
         with pytest.raises(BackendError, match=r"^lan x: its switch is another pyvmm's"):
             open_lan("x")
 
 
 def test_a_switch_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", "/bin/false")
+    monkeypatch.setattr(lan_port, "_INTERPRETER", "/bin/false")
     with pytest.raises(BackendError, match=r"^lan x: its switch does not start: code 1"):
         open_lan("x")
     os.rmdir(lan_directory("x"))
@@ -212,7 +253,7 @@ def test_a_switch_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_caller_that_says_nothing_of_sense_is_let_go(runtime: Path) -> None:
     with two_ports() as (a, b):
-        for hello in (b"", b"what?", b"1 2", b"1 x 5", b"1 0 70000"):
+        for hello in (b"", b"what?", b"1 2", b"1 x 5", b"1 0 70000", b"1 0 5 6", b"\xff 0 5"):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
                 caller.connect(socket_path(lan_directory("x")))
                 caller.send(hello)

@@ -274,3 +274,33 @@ def test_a_recording_that_cannot_be_written_ends_and_the_frames_go_on(lan: Lan) 
     assert len(b.got()) == 2
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(full)
+
+
+# The switch's own port.
+
+
+def test_its_own_port_is_in_all_vlans(lan: Lan) -> None:
+    own, native, tagged = lan.serve(), lan.join(), lan.join(vlan=5)
+    native.send(frame(BROADCAST, mac(1)))
+    tagged.send(frame(BROADCAST, mac(2)))
+    assert own.got() == [frame(BROADCAST, mac(1)), frame(BROADCAST, mac(2), tagged=tag(5))]
+    own.send(frame(mac(1), mac(9)), frame(mac(2), mac(9), tagged=tag(5)))
+    assert native.got() == [frame(mac(1), mac(9))]
+    assert tagged.got() == [frame(mac(2), mac(9))]
+
+
+def test_its_own_port_keeps_it_from_nothing(lan: Lan) -> None:
+    own = lan.serve()
+    assert lan.turn() == lib.LAN_EMPTY
+    guest = lan.join()
+    assert lan.has(guest)
+    own.channel.close()
+    assert lan.turn() == 0
+    guest.channel.close()
+    assert lan.turn() == lib.LAN_EMPTY
+    assert not lan.has(guest)
+
+
+def test_its_own_port_is_nobody_elses(lan: Lan) -> None:
+    lan.serve()
+    assert sorted(lan.join().number for _ in range(lib.LAN_PORTS)) == list(range(lib.LAN_PORTS))

@@ -24,11 +24,12 @@ def lan_directory(name: str) -> str:
     Raises:
         ConfigError: no lan can have that name here.
     """
-    if not 1 <= len(name) <= _NAME_MAX or name[0] in ".-" or not all(c.isalnum() or c in "._-" for c in name):
+    letters = name.replace("-", "a").replace("_", "a")
+    if len(name) > _NAME_MAX or name.startswith("-") or not (letters.isascii() and letters.isalnum()):
         raise ConfigError(
             f"{name!r} cannot be the name of a lan",
             where="--net lan=",
-            fix=f"it must have 1 to {_NAME_MAX} letters, digits, dots and hyphens",
+            fix=f"it must have 1 to {_NAME_MAX} letters, digits, hyphens and underscores",
         )
     path = os.path.join(_runtime_directory(), "pyvmm", "lan", name)
     if len(os.fsencode(socket_path(path))) > _PATH_MAX:

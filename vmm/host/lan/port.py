@@ -11,31 +11,44 @@ import sys
 import time
 
 from vmm.errors import BackendError, ConfigError
+from vmm.host.lan.dhcp import host_name
 from vmm.host.lan.place import lan_directory, locked, make_directory, socket_path
 from vmm.host.uplink import Uplink
 
 #: Said when a port joins: which form of that this is.
-PROTOCOL = b"1"
+PROTOCOL = "1"
 MTU, MTU_MAX = 1500, 65521
 #: The switch answers as soon as it has a turn.
 _ANSWER_S = 5.0
 _AGAIN_S = 0.01
+#: This one, even where its path leads through directories that the user may not enter.
+_INTERPRETER = "/proc/self/exe"
 #: More than the default, so that bursts fit; the kernel gives at most its net.core.wmem_max.
 _SOCKET_BYTES = 1 << 20
 
 
-def open_lan(name: str, mtu: int | None = None, vlan: int = 0, pcap: str = "") -> Uplink:
+def open_lan(
+    name: str, mtu: int | None = None, vlan: int = 0, pcap: str = "", guest: tuple[str, bytes] | None = None
+) -> Uplink:
     """Join the lan *name*: without a VLAN (0), in the VLAN *vlan*, or in all of them (`VLAN_TRUNK`).
 
-    *pcap* is a file for what goes through the port. The switch is started if there is none, and again should it die.
+    *pcap* is a file for what goes through the port. *guest* is by which name the others find it, and its Ethernet
+    address. The switch is started if there is none, and again should it die.
 
     Raises:
-        ConfigError: *name* or *mtu* cannot be.
-        BackendError: the switch cannot be started, or has no port left; or *pcap* cannot be written.
+        ConfigError: one of the names or *mtu* cannot be.
+        BackendError: the switch cannot be started, or has no port left; the guest runs already; or *pcap* cannot be
+            written.
     """
+    if guest and not host_name(guest[0].encode()) == guest[0]:
+        raise ConfigError(
+            f"{guest[0]!r} cannot be the name of a guest",
+            where="--net name=",
+            fix="it must have 1 to 63 characters of a-z, 0-9 and -, and neither begin nor end with -",
+        )
     if mtu is not None and mtu > MTU_MAX:
         raise ConfigError(f"mtu={mtu} is more than the {MTU_MAX} of a lan", where="--net lan=")
-    port = _Port(name, vlan, pcap)
+    port = _Port(name, vlan, pcap, guest)
     try:
         uplink = Uplink(f"lan {name}", mtu or MTU, port.join)
         uplink.name = f"lan {name} port {port.number}"  # by which cards are told apart
@@ -47,10 +60,11 @@ def open_lan(name: str, mtu: int | None = None, vlan: int = 0, pcap: str = "") -
 class _Port:
     """How to join the lan *name*: as `open_lan`. *number* is what the switch gave; it is asked for again."""
 
-    def __init__(self, name: str, vlan: int, pcap: str) -> None:
+    def __init__(self, name: str, vlan: int, pcap: str, guest: tuple[str, bytes] | None) -> None:
         self.number = -1
         self.truncate = True
         self._name, self._vlan, self._pcap = name, vlan, pcap
+        self._guest = f" {guest[1].hex()} {guest[0]}" if guest else ""
         self._directory = lan_directory(name)
 
     def join(self) -> socket.socket:
@@ -90,8 +104,8 @@ class _Port:
                 with locked(self._directory):
                     make_directory(self._directory)  # a switch that has just ended takes it away
                     self._reach(channel)
-                    hello = b"%s %d %d" % (PROTOCOL, self.number, self._vlan)
-                    socket.send_fds(channel, [hello], pcap_fds)
+                    hello = f"{PROTOCOL} {self.number} {self._vlan}{self._guest}"
+                    socket.send_fds(channel, [hello.encode()], pcap_fds)
                     answer = channel.recv(200).decode()
                 if not answer:
                     raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
@@ -159,8 +173,8 @@ def _start_switch(name: str, path: str) -> None:
         home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
         done = subprocess.run(
             [sys.executable, "-m", "vmm.host.lan", str(fd), os.path.dirname(path)],
-            cwd=home, pass_fds=[fd], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            check=False,
+            executable=_INTERPRETER, cwd=home, pass_fds=[fd], check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
     if done.returncode:
         os.unlink(path)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm.errors import BackendError, ConfigError
-from vmm.host.net.device import find_device, netlink
+from vmm.host.net.link import find_device, netlink
 from vmm.host.net.network import Nat, make_mac
 from vmm.host.net.networks import all_networks, clear, find_network, network_steps
 from vmm.host.net.physical import Physical, plan_physical
-from vmm.host.net.reach import Reach
 from vmm.host.net.record import Record, boot_id, write_record
 from vmm.host.net.subnets import choose_subnet, refuse_overlap, taken
 from vmm.host.net.transaction import apply, mend
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
     from vmm.config import Rate
-    from vmm.host.net.record import Network
     from vmm.host.net.store import Store
 
 
@@ -83,11 +82,14 @@ def create_nat(
         return network
 
 
-def create_physical(store: Store, name: str, nic: str, *, confirm_timeout_s: float | None) -> Physical:
+def create_physical(
+    store: Store, name: str, nic: str, *, confirm_timeout_s: float | None, persist: str = ""
+) -> Physical:
     """Put the bridge *name* in the place of the device *nic*. It is on trial until `networks.confirm`.
 
     Afterwards routers must answer that did before, and connections must flow. If they do not, or if nobody confirms it
-    within *confirm_timeout_s* (None: it needs no confirmation), all is as before.
+    within *confirm_timeout_s* (None: it needs no confirmation), all is as before. *persist* is what sets it up from the
+    confirmation on, as `Physical.persist`.
 
     Raises:
         ConfigError: as `plan_physical`, or there is a network of that name.
@@ -99,30 +101,24 @@ def create_physical(store: Store, name: str, nic: str, *, confirm_timeout_s: flo
             raise _another(name)
         network = plan_physical(name, nic)
         token = "" if confirm_timeout_s is None else os.urandom(8).hex()
-        record = Record(network, "creating", token, boot_id())
+        record = Record(network, "creating", token, boot_id(), persist)
         write_record(store, record)
         if confirm_timeout_s is not None:
             watch(store, name, token, confirm_timeout_s)
-        reach = Reach(nic, network.settings.gateways, [str(one["address"]) for one in network.settings.addresses])
-        _make(store, record, reach)
-        write_record(store, Record(network, "trial" if token else "ready", token, boot_id()))
+        _make(store, record)
+        write_record(store, replace(record, state="trial" if token else "ready"))
         return network
 
 
-def _make(store: Store, record: Record, reach: Reach | None = None) -> None:
-    """Do all steps of the network of *record*, and see whether the host still reaches what it did; or undo them."""
-    network: Network = record.network
-    goal = f"create network {network.name}"
+def _make(store: Store, record: Record) -> None:
+    """Do all steps of the network of *record*, or undo them."""
+    name = record.network.name
     write_record(store, record)
     try:
-        apply(network_steps(store, network), goal)
-        if reach:
-            reach.check(network.name)
-    except BaseException as error:
+        apply(network_steps(store, record.network), f"create network {name}")
+    except BaseException:
         with suppress(BackendError):  # of what the first error already tells
-            clear(store, network.name)
-        if isinstance(error, BackendError) and not error.where:
-            raise BackendError(error.what, where=goal, fix="the host is as it was before") from error
+            clear(store, name)
         raise
 
 

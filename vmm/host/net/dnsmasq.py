@@ -25,6 +25,22 @@ if TYPE_CHECKING:
 _LOOP = 'until dnsmasq --keep-in-foreground --conf-file="$0"; do [ $? -gt 128 ] || exit; sleep 1; done'
 _PATIENCE_S = 10.0
 _POLL_S = 0.002
+_EXECVE_POLLS = 50
+
+
+def _arguments(pid: int) -> list[str]:
+    """The arguments of the process *pid*; none if it has ended."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            for _ in range(_EXECVE_POLLS):
+                if found := file.read():
+                    return os.fsdecode(found).split("\0")
+                os.readlink(f"/proc/{pid}/exe")  # fails for what never has arguments; others are amid execve
+                time.sleep(_POLL_S)
+                file.seek(0)
+    except OSError:
+        pass
+    return []
 
 
 class Dnsmasq:
@@ -84,11 +100,7 @@ class Dnsmasq:
 
     def _role(self, pid: int) -> signal.Signals | None:
         """The signal that ends the process *pid*, if it is one of ours."""
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                arguments = os.fsdecode(file.read()).split("\0")
-        except OSError:  # ended meanwhile
-            return None
+        arguments = _arguments(pid)
         if _LOOP in arguments and self._path in arguments:
             return signal.SIGKILL
         return signal.SIGTERM if f"--conf-file={self._path}" in arguments else None

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 from vmm.config import Rate
 from vmm.errors import BackendError, ConfigError
 from vmm.host.net.bridge import join_bridge
-from vmm.host.net.device import find_device, netlink
 from vmm.host.net.dnsmasq import Dnsmasq
-from vmm.host.net.link import tap_holder
+from vmm.host.net.link import find_device, netlink, tap_holder, user_name
 from vmm.host.net.network import Nat, check_name
 from vmm.host.net.shaping import Shaping
 from vmm.host.net.transaction import apply, mend, revert
+from vmm.host.tap import TUNSETOWNER, open_tun
 from vmm.host.tap import attach as attach_tap
-from vmm.host.tap import open_tun
 from vmm.mac import default_mac, format_mac
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 _FILE = "guests.json"
 _TUNSETPERSIST = 0x400454CB  # linux/if_tun.h
-_TUNSETOWNER = 0x400454CC
 _LOWER_UP = 0x1_0000  # IFF_LOWER_UP, linux/if.h: of a tap, that a process has it open
 
 
@@ -236,25 +234,41 @@ def detach(store: Store, network: Network, name: str) -> None:
         _write_guests(store, network, {key: other for key, other in guests.items() if key != name})
 
 
-def reserve(store: Store, network: Network, name: str) -> Guest:
+def reserve(store: Store, network: Network, name: str, owner: int | None = None) -> Guest:
     """The guest *name* of *network*, which is about to run; its addresses are recorded. The lock is held.
 
+    The guest of the user with the id *owner* stays theirs; None: whoever has it is root.
+
     Raises:
-        ConfigError: as `plan_guest`.
+        ConfigError: as `plan_guest`, or it is another user's.
         BackendError: it runs already, or the host refuses.
     """
-    guest = plan_guest(store, network, name)
+    guests = read_guests(store, network.name)
+    if name in guests:
+        refuse_others(network, guests[name], owner)
+        guest = guests[name]
+    else:
+        guest = plan_guest(store, network, name, owner=owner)
     holder = _runner(guest)
     if holder:
         raise BackendError(
             f"{name} runs already: {holder}", where=f"network {network.name}", fix="end it, or choose another name="
         )
-    guests = read_guests(store, network.name)
     if name not in guests:
         _write_guests(store, network, guests | {name: guest})
     if isinstance(network, Nat):
         mend([Names(store, network, guest)], f"join {name} to network {network.name}")
     return guest
+
+
+def refuse_others(network: Network, guest: Guest, owner: int | None) -> None:
+    """Raise `ConfigError` unless *guest* is that of the user with the id *owner*, or None: who is asked for is root."""
+    if owner is not None and guest.owner != owner:
+        raise ConfigError(
+            f"{guest.name} is {'root' if guest.owner is None else user_name(guest.owner)}'s",
+            where=f"network {network.name}",
+            fix=f"choose another name=, or run: sudo pyvmm net detach {network.name} {guest.name}",
+        )
 
 
 def _new_guest(network: Network, name: str, guests: Mapping[str, Guest]) -> Guest:
@@ -298,8 +312,8 @@ def _make_tap(name: str, owner: int | None) -> None:
     fd = open_tun()
     try:
         attach_tap(fd, name)
-        if owner is not None:
-            fcntl.ioctl(fd, _TUNSETOWNER, owner)
+        # A tap that belongs to nobody is everybody's.
+        fcntl.ioctl(fd, TUNSETOWNER, os.geteuid() if owner is None else owner)
         fcntl.ioctl(fd, _TUNSETPERSIST, 1)
     finally:
         os.close(fd)

@@ -1,17 +1,23 @@
-"""What a network device of the host is: asked through rtnetlink, as /sys may show another network namespace.
+"""The kernel's rtnetlink, by pyroute2: what changes the host's devices, and tells what they are.
 
-Importing pyroute2 costs 150 ms: only bridges and error messages come here.
+/sys may show those of another network namespace. Importing pyroute2 costs 150 ms: only managed networks, bridges and
+error messages come here.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from pyroute2 import IPRoute
 
+#: Names of arguments that are numbers of devices, and what `ip` calls them.
+_DEVICES = {"index": "dev", "oif": "dev", "ifindex": "dev", "master": "master"}
 _IFF_UP = 0x1
 _TUN_TYPE_TAP = 2
 
@@ -34,19 +40,68 @@ class Link:
         self.group: int | None = tun and tun.get_attr("IFLA_TUN_GROUP")
 
 
-def find_link(name: str, routes: IPRoute | None = None) -> Link | None:
-    """The device *name*, if there is one; asked through *routes* where that is open already."""
-    from pyroute2 import IPRoute, NetlinkError
+class Routes:
+    """pyroute2's `IPRoute`. A call that the kernel refuses is an `OSError`, whose text says what was called."""
 
-    if routes is None:
-        with IPRoute() as opened:
-            return find_link(name, opened)
+    def __init__(self, routes: IPRoute) -> None:
+        self._routes = routes
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        from pyroute2 import NetlinkError
+
+        method = getattr(self._routes, name)
+
+        def call(*command: str, **arguments: Any) -> Any:
+            try:
+                return method(*command, **arguments)
+            except NetlinkError as error:
+                words = [word for key, value in arguments.items() for word in self._words(key, value)]
+                reason = f"{os.strerror(error.code)} (ip {' '.join([name, *command, *words])})"
+                raise OSError(error.code, reason) from error
+
+        return call
+
+    def _words(self, key: str, value: Any) -> list[str]:
+        if key in _DEVICES and value:
+            names = [link.get_attr("IFLA_IFNAME") for link in self._routes.get_links() if link["index"] == value]
+            return [_DEVICES[key], *(names or [f"number {value}"])]
+        return [] if isinstance(value, dict | bytes) else [key, str(value)]
+
+
+@contextmanager
+def netlink() -> Iterator[Routes]:
+    """An rtnetlink socket."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as routes:
+        yield Routes(routes)
+
+
+@contextmanager
+def unless(code: int) -> Iterator[None]:
+    """The kernel may refuse what is done here with the errno *code*: nothing is to be done then."""
     try:
-        return Link(routes.link("get", ifname=name)[0])
-    except NetlinkError as error:
-        if error.code == errno.ENODEV:
+        yield
+    except OSError as error:
+        if error.errno != code:
+            raise
+
+
+def find_device(routes: Routes, name: str) -> Any:
+    """rtnetlink's message about the device *name*, or None if there is none."""
+    try:
+        return routes.link("get", ifname=name)[0]
+    except OSError as error:
+        if error.errno == errno.ENODEV:
             return None
         raise
+
+
+def find_link(name: str) -> Link | None:
+    """The device *name*, if there is one."""
+    with netlink() as routes:
+        message = find_device(routes, name)
+    return Link(message) if message is not None else None
 
 
 def tap_holder(name: str) -> str | None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmm.host.net.device import find_device, netlink
 from vmm.host.net.guests import read_guests
+from vmm.host.net.link import find_device, netlink
 from vmm.host.net.network import Nat
 from vmm.host.net.networks import all_networks, state
 from vmm.host.net.record import read_record
 
 if TYPE_CHECKING:
-    from pyroute2 import IPRoute
-
+    from vmm.host.net.link import Routes
     from vmm.host.net.record import Network
     from vmm.host.net.store import Store
 
@@ -51,7 +50,7 @@ def look_at(store: Store, network: Network) -> dict[str, Any]:
     rows += [
         {"name": None, "mac": None, "address": None, "attached": False, **_port(name, link)}
         for name, link in ports.items()
-        if name not in by_tap
+        if name not in by_tap and (isinstance(network, Nat) or name != network.nic)
     ]
     known = {guest.mac for guest in guests.values()}
     return {
@@ -108,7 +107,7 @@ def _counters(link: Any) -> dict[str, int]:
     return {name: counted[name] if counted else 0 for name in names}
 
 
-def _uplinks(routes: IPRoute, names: dict[int, str]) -> list[str]:
+def _uplinks(routes: Routes, names: dict[int, str]) -> list[str]:
     """The devices of the host's default routes."""
     defaults = [
         route

@@ -6,16 +6,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
-from vmm.host.net.device import Bridge, find_device, netlink
+from vmm.host.net.bridge import Bridge
 from vmm.host.net.dnsmasq import Dnsmasq
 from vmm.host.net.forwarding import Forwarding
 from vmm.host.net.guests import guest_steps, read_guests
+from vmm.host.net.link import find_device, netlink
 from vmm.host.net.network import Nat
-from vmm.host.net.physical import Takeover
+from vmm.host.net.persist import Persistence
+from vmm.host.net.physical import Physical, Takeover
 from vmm.host.net.record import Network, Record, read_record, write_record
 from vmm.host.net.rules import Rules
 from vmm.host.net.shaping import Shaping
-from vmm.host.net.transaction import mend, revert
+from vmm.host.net.transaction import apply, mend, revert
 
 if TYPE_CHECKING:
     from vmm.host.net.store import Store
@@ -27,7 +29,7 @@ _LOWER_UP = 0x1_0000  # IFF_LOWER_UP, linux/if.h: of a tap, that a process has i
 def network_steps(store: Store, network: Network) -> list[Step]:
     """What *network* consists of, in the order in which it is made: closed before it is opened."""
     if not isinstance(network, Nat):
-        return [Takeover(network)]
+        return [Takeover(network), *([Persistence(network)] if network.persist else [])]
     steps: list[Step] = [Rules(network), Forwarding(store, network.name, 4)]
     if network.subnet6:
         steps.append(Forwarding(store, network.name, 6))
@@ -68,8 +70,11 @@ def repair(store: Store, name: str) -> list[str]:
     with store.locked():
         if clear(store, name):
             return [f"an end of network {name}, which a crash had left half made or half deleted"]
-        network = get_network(store, name)
-        goal = f"repair network {name}"
+        record, goal = _finished(store, name), f"repair network {name}"
+        network = record.network
+        if isinstance(network, Physical):
+            network = Takeover(network).renewed()
+            write_record(store, replace(record, network=network))
         made = mend(network_steps(store, network), goal)
         if isinstance(network, Nat):
             dnsmasq = Dnsmasq(store, network)
@@ -93,15 +98,21 @@ def missing(store: Store, name: str) -> list[str]:
     return [step.what for step in steps if not step.is_done()]
 
 
-def confirm(store: Store, name: str) -> None:
+def confirm(store: Store, name: str) -> Network:
     """End the trial of the network *name*: it stays.
 
     Raises:
         ConfigError: there is no such network.
+        BackendError: what shall set it up from now on cannot be written; it is on trial still.
     """
     with store.locked():
-        network = get_network(store, name)
+        record = _finished(store, name)
+        network = record.network
+        if isinstance(network, Physical) and record.persist:
+            network = replace(network, persist=record.persist)
+            apply([Persistence(network)], f"confirm network {name}")
         write_record(store, Record(network, "ready"))
+        return network
 
 
 def is_on_trial(store: Store, name: str, token: str) -> bool:
@@ -135,10 +146,7 @@ def get_network(store: Store, name: str) -> Network:
     Raises:
         ConfigError: there is none.
     """
-    network = find_network(store, name)
-    if network is None:
-        raise no_network(store, name)
-    return network
+    return _finished(store, name).network
 
 
 def all_networks(store: Store) -> list[Network]:
@@ -155,6 +163,13 @@ def no_network(store: Store, name: str) -> ConfigError:
         where=f"network {name}",
         fix=f"run: sudo pyvmm net {f'repair {name}' if unfinished else f'create {name} --nat'}",
     )
+
+
+def _finished(store: Store, name: str) -> Record:
+    record = read_record(store, name)
+    if record is None or not record.is_finished:
+        raise no_network(store, name)
+    return record
 
 
 def ports_in_use(network: Network) -> list[str]:
@@ -187,6 +202,9 @@ def clear(store: Store, name: str) -> bool:
         write_record(store, replace(record, state="deleting"))
     for guest in read_guests(store, name).values():
         revert(guest_steps(store, record.network, guest), goal)
-    revert(network_steps(store, record.network), goal)
+    network = record.network
+    if isinstance(network, Physical) and record.persist:
+        network = replace(network, persist=record.persist)  # `confirm` may have been killed after it wrote this
+    revert(network_steps(store, network), goal)
     store.forget(name)
     return True

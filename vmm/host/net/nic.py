@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import socket
 import struct
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any
 
-from vmm.host.net.device import find_device, netlink
+from vmm.host.net.link import find_device, unless
 
 if TYPE_CHECKING:
-    from pyroute2 import IPRoute
+    from vmm.host.net.link import Routes
 
 _FOREVER = 0xFFFF_FFFF
 _KERNEL = 2  # RTPROT_KERNEL, linux/rtnetlink.h: made with an address
 _UNICAST = 1  # RTN_UNICAST
 _SCOPE_LINK = 253  # RT_SCOPE_LINK: of link-local addresses, which each device makes itself
 _USER_HZ = 100
+_SYSCTLS = "/proc/sys/net/{}/conf/{}"
 _IPV6_SWITCH = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
 # linux/if_addr.h
 _NODAD, _TEMPORARY, _MANAGE_TEMPORARY, _NO_PREFIX_ROUTE = 0x02, 0x01, 0x100, 0x200
@@ -34,11 +37,15 @@ _ROUTE_ATTRIBUTES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one device: its addresses and routes as what pyroute2 takes, but for the device; DNS as resolvectl has it."""
+    """Of one device: its addresses and routes as what pyroute2 takes, but for the device; DNS as resolvectl has it.
+
+    *leased* are those IPv4 addresses that end by themselves: DHCP has given them.
+    """
 
     mac: str
     mtu: int
     addresses: list[dict[str, Any]]
+    leased: list[str]
     routes: list[dict[str, Any]]
     dns: dict[str, list[str]]
 
@@ -48,46 +55,59 @@ class Settings:
         return sorted({route["gateway"] for route in self.routes if "gateway" in route})
 
 
-def read_settings(routes: IPRoute, name: str) -> Settings:
+def read_settings(routes: Routes, name: str) -> Settings:
     """What the device *name* has now."""
     link = find_device(routes, name)
     index = link["index"]
+    addresses = list(routes.get_addr(index=index))
+    bare = {_subnet(message) for message in addresses if _flags(message) & _NO_PREFIX_ROUTE}
     found = [
         _route(message)
         for family in (socket.AF_INET6, socket.AF_INET)
         for message in routes.get_routes(family=family)
-        if message.get_attr("RTA_OIF") == index and message["type"] == _UNICAST and message["proto"] != _KERNEL
+        if message.get_attr("RTA_OIF") == index
+        and message["type"] == _UNICAST
+        # What a manager made as the kernel's comes with no address.
+        and (message["proto"] != _KERNEL or _destination(message) in bare)
     ]
     return Settings(
         mac=link.get_attr("IFLA_ADDRESS"),
         mtu=link.get_attr("IFLA_MTU"),
         addresses=[
-            _address(message)
-            for message in routes.get_addr(index=index)
-            if message["scope"] != _SCOPE_LINK and not _is_temporary(message)
+            _address(message) for message in addresses if message["scope"] != _SCOPE_LINK and not _is_temporary(message)
         ],
+        leased=[message.get_attr("IFA_ADDRESS") for message in addresses if _is_leased(message)],
         # Those to gateways come after those that lead to the gateways.
         routes=sorted(found, key=lambda route: "gateway" in route),
         dns=_read_dns(name),
     )
 
 
-def add_addresses(routes: IPRoute, name: str, settings: Settings) -> None:
+def has_multipath(routes: Routes, name: str) -> bool:
+    """Whether a route has several next hops, of which the device *name* is one."""
+    index = find_device(routes, name)["index"]
+    hops = [hop for message in routes.get_routes() for hop in message.get_attr("RTA_MULTIPATH") or []]
+    return any(hop["oif"] == index for hop in hops)
+
+
+def add_addresses(routes: Routes, name: str, settings: Settings) -> None:
     """Give the device *name* the addresses of *settings*; those that it has it keeps."""
     index = find_device(routes, name)["index"]
     for address in settings.addresses:
-        _unless(errno.EEXIST, lambda address=address: routes.addr("add", index=index, **address))
+        with unless(errno.EEXIST):
+            routes.addr("add", index=index, **address)
 
 
-def remove_addresses(routes: IPRoute, name: str, settings: Settings) -> None:
+def remove_addresses(routes: Routes, name: str, settings: Settings) -> None:
     """Take the addresses of *settings* from the device *name*."""
     index = find_device(routes, name)["index"]
     for address in settings.addresses:
         key = {part: address[part] for part in ("family", "local", "prefixlen", "address") if part in address}
-        _unless(errno.EADDRNOTAVAIL, lambda key=key: routes.addr("del", index=index, **key))
+        with unless(errno.EADDRNOTAVAIL):
+            routes.addr("del", index=index, **key)
 
 
-def lead_routes(routes: IPRoute, name: str, settings: Settings) -> None:
+def lead_routes(routes: Routes, name: str, settings: Settings) -> None:
     """Lead the routes of *settings* through the device *name*, each replaced in one stroke."""
     index = find_device(routes, name)["index"]
     for route in settings.routes:
@@ -151,7 +171,7 @@ def _address(message: Any) -> dict[str, Any]:
 def _route(message: Any) -> dict[str, Any]:
     route = {
         "family": message["family"],
-        "dst": f"{message.get_attr('RTA_DST')}/{message['dst_len']}" if message["dst_len"] else "default",
+        "dst": _destination(message),
         "proto": message["proto"],
         "scope": message["scope"],
         "flags": message["flags"] & 0x4,  # RTNH_F_ONLINK
@@ -166,35 +186,50 @@ def _route(message: Any) -> dict[str, Any]:
     return route
 
 
-def _unless(code: int, change: Any) -> None:
-    from pyroute2 import NetlinkError
-
-    try:
-        change()
-    except NetlinkError as error:
-        if error.code != code:
-            raise
+def _destination(message: Any) -> str:
+    return f"{message.get_attr('RTA_DST')}/{message['dst_len']}" if message["dst_len"] else "default"
 
 
-def is_leased(name: str) -> bool:
-    """Whether an IPv4 address of the device *name* ends by itself: DHCP has given it."""
-    with netlink() as routes:
-        link = find_device(routes, name)
-        addresses = list(routes.get_addr(index=link["index"], family=socket.AF_INET)) if link is not None else []
-    return any(message.get_attr("IFA_CACHEINFO")["ifa_valid"] != _FOREVER for message in addresses)
+def _subnet(message: Any) -> str:
+    return str(ip_interface(f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}").network)
+
+
+def _is_leased(message: Any) -> bool:
+    return bool(message["family"] == socket.AF_INET and message.get_attr("IFA_CACHEINFO")["ifa_valid"] != _FOREVER)
+
+
+def copy_sysctls(source: str, target: str) -> None:
+    """Give the device *target* all settings of the device *source*, but for whether it has IPv6 at all."""
+    for version in ("ipv4", "ipv6"):
+        own, others = _SYSCTLS.format(version, target), _SYSCTLS.format(version, source)
+        for name in os.listdir(own) if os.path.isdir(own) else []:
+            if name == "disable_ipv6":
+                continue
+            with suppress(OSError):  # some are only written, or not yet
+                value = _read(f"{others}/{name}")
+                if value != _read(f"{own}/{name}"):
+                    _write(f"{own}/{name}", value)
 
 
 def has_ipv6(name: str) -> bool:
     """Whether the device *name* may have IPv6 addresses."""
-    try:
-        with open(_IPV6_SWITCH.format(name), encoding="ascii") as file:
-            return file.read() == "0\n"
-    except FileNotFoundError:  # the kernel has none
-        return False
+    with suppress(FileNotFoundError):  # the kernel has none
+        return _read(_IPV6_SWITCH.format(name)) == "0\n"
+    return False
 
 
 def set_ipv6(name: str, *, on: bool) -> None:
     """Let the device *name* have IPv6, or take it and its IPv6 addresses away."""
     if on != has_ipv6(name):
-        with suppress(FileNotFoundError), open(_IPV6_SWITCH.format(name), "w", encoding="ascii") as file:
-            file.write("0" if on else "1")
+        with suppress(FileNotFoundError):
+            _write(_IPV6_SWITCH.format(name), "0" if on else "1")
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
+def _write(path: str, value: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(value)

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import errno
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vmm.errors import BackendError, ConfigError
-from vmm.host.net.device import find_device, netlink
+from vmm.host.net.link import find_device, netlink, unless
 from vmm.host.net.nic import (
     Settings,
     add_addresses,
+    copy_sysctls,
     has_ipv6,
+    has_multipath,
     lead_routes,
     read_settings,
     remove_addresses,
     set_dns,
     set_ipv6,
 )
+from vmm.host.net.persist import route_command
+from vmm.host.net.reach import Reach
 
 if TYPE_CHECKING:
-    from pyroute2 import IPRoute
+    from vmm.host.net.link import Routes
 
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 
 
 @dataclass(frozen=True)
 class Physical:
-    """The bridge *name* with the *settings* of the device *nic*, its port; *ipv6*: whether the device had that."""
+    """The bridge *name* with the *settings* of the device *nic*, its port; *ipv6*: whether the device had that.
+
+    *persist*: what of `persist.MANAGERS` sets it up when the host boots; "" for none.
+    """
 
     name: str
     nic: str
     settings: Settings
     ipv6: bool
+    persist: str = ""
     kind: ClassVar = "physical"
 
     def to_json(self) -> dict[str, Any]:
@@ -41,11 +50,11 @@ class Physical:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Physical:
         """The network that `to_json` made *document* of."""
-        settings = Settings(**document["settings"])
-        return cls(name=document["name"], nic=document["nic"], settings=settings, ipv6=document["ipv6"])
+        fields = {name: value for name, value in document.items() if name != "kind"}
+        return cls(**fields | {"settings": Settings(**document["settings"])})
 
 
-def plan_physical(name: str, nic: str) -> Physical:
+def plan_physical(name: str, nic: str, persist: str = "") -> Physical:
     """The bridge *name* in place of the device *nic*, with what that has now.
 
     Raises:
@@ -67,9 +76,15 @@ def plan_physical(name: str, nic: str) -> Physical:
             raise ConfigError("cannot be a bridge's port", where=where, fix="name an Ethernet device")
         if not link["flags"] & _IFF_UP:
             raise ConfigError("the device is down", where=where, fix=f"run: sudo ip link set {nic} up")
+        if has_multipath(routes, nic):
+            raise ConfigError(
+                "has a route with several next hops, which cannot be moved in one stroke",
+                where=where,
+                fix="give each next hop a route of its own, with a metric",
+            )
         if find_device(routes, name) is not None:
             raise ConfigError(f"the host has a device named {name}", where=f"network {name}", fix="choose another name")
-        return Physical(name=name, nic=nic, settings=read_settings(routes, nic), ipv6=has_ipv6(nic))
+        return Physical(name, nic, read_settings(routes, nic), has_ipv6(nic), persist)
 
 
 class Takeover:
@@ -87,11 +102,7 @@ class Takeover:
         lines = [f"ip link add {name} address {settings.mac} mtu {settings.mtu} type bridge", f"ip link set {name} up"]
         lines += [f"ip address add {one['address']}/{one['prefixlen']} dev {name}" for one in settings.addresses]
         lines.append(f"ip link set {nic} master {name}")
-        lines += [
-            " ".join(["ip route replace", route["dst"], *(["via", route["gateway"]] if "gateway" in route else [])])
-            + f" dev {name}"
-            for route in settings.routes
-        ]
+        lines += [route_command(route, name) for route in settings.routes]
         lines += [f"ip address del {one['address']}/{one['prefixlen']} dev {nic}" for one in settings.addresses]
         lines += [f"resolvectl {what} {name} {' '.join(values)}" for what, values in settings.dns.items()]
         return "\n".join(lines)
@@ -99,17 +110,36 @@ class Takeover:
     def is_done(self) -> bool:
         with netlink() as routes:
             bridge, nic = self._bridge(routes), find_device(routes, self._network.nic)
-            return bool(bridge is not None and nic is not None and nic.get_attr("IFLA_MASTER") == bridge["index"])
+            if bridge is None or nic is None or nic.get_attr("IFLA_MASTER") != bridge["index"]:
+                return False
+            left = {message.get_attr("IFA_ADDRESS") for message in routes.get_addr(index=nic["index"])}
+        return not any(one["address"] in left for one in self._network.settings.addresses)
 
     def do(self) -> None:
+        """Do it, and see whether the host still reaches what it did; if not, all is undone."""
+        nic, settings = self._network.nic, self._network.settings
+        with netlink() as routes:
+            if find_device(routes, nic) is None:
+                raise BackendError(f"there is no {nic}", fix="run `ip -br link` to see the devices")
+        reach = Reach(nic, settings.gateways, [str(one["address"]) for one in settings.addresses])
+        try:
+            self._move()
+            reach.check(self._network.name)
+        except BaseException:
+            self.undo()
+            raise
+
+    def _move(self) -> None:
         name, nic, settings = self._network.name, self._network.nic, self._network.settings
         with netlink() as routes:
             if self._bridge(routes) is None:
-                if find_device(routes, name) is not None:
+                with unless(errno.EEXIST):
+                    routes.link("add", ifname=name, kind="bridge", address=settings.mac, mtu=settings.mtu)
+                if self._bridge(routes) is None:
                     raise BackendError(f"there is another device named {name}", fix="choose another name")
-                routes.link("add", ifname=name, kind="bridge", address=settings.mac, mtu=settings.mtu)
             index = find_device(routes, name)["index"]
             set_ipv6(name, on=self._network.ipv6)
+            copy_sysctls(nic, name)
             routes.link("set", index=index, state="up")
             add_addresses(routes, name, settings)
             routes.link("set", index=find_device(routes, nic)["index"], master=index)
@@ -134,19 +164,25 @@ class Takeover:
 
     def present(self) -> Physical:
         """The network with what the bridge has now: that is what the NIC is to get back."""
-        with netlink() as routes:
-            if self._bridge(routes) is None or not self.is_done():
-                return self._network
-            now = asdict(read_settings(routes, self._network.name))
         own = self._network.settings
-        return Physical(
-            name=self._network.name,
-            nic=self._network.nic,
-            settings=Settings(**now | {"mac": own.mac, "mtu": own.mtu}),
-            ipv6=self._network.ipv6,
-        )
+        with netlink() as routes:
+            if not self.is_done():
+                return self._network
+            now = read_settings(routes, self._network.name)
+        return replace(self._network, settings=replace(now, mac=own.mac, mtu=own.mtu, leased=own.leased))
 
-    def _bridge(self, routes: IPRoute) -> Any:
+    def renewed(self) -> Physical:
+        """The network with what the NIC has now, if the bridge has gone, as with a boot of the host.
+
+        Raises:
+            ConfigError: as `plan_physical`.
+        """
+        with netlink() as routes:
+            if find_device(routes, self._network.name) is not None:
+                return self._network
+        return plan_physical(self._network.name, self._network.nic, self._network.persist)
+
+    def _bridge(self, routes: Routes) -> Any:
         """rtnetlink's message about the bridge, if it is there and has the NIC's address."""
         link = find_device(routes, self._network.name)
         if link is None or link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":

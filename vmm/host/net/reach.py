@@ -8,12 +8,12 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import BackendError
-from vmm.host.net.device import find_device, netlink
+from vmm.host.net.link import find_device, netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pyroute2 import IPRoute
+    from vmm.host.net.link import Routes
 
 _PATIENCE_S = 10.0
 _POLL_S = 0.1
@@ -79,7 +79,7 @@ def _is_silent(info: Any, since_s: float) -> bool:
     return bool(info["tcpi_unacked"]) and info["tcpi_last_ack_recv"] > 1000 * since_s
 
 
-def _answers(routes: IPRoute, device: str, gateway: str, patience_s: float) -> bool:
+def _answers(routes: Routes, device: str, gateway: str, patience_s: float) -> bool:
     """Whether the router *gateway* is found through *device*, by ARP or neighbour discovery, within *patience_s*."""
     index = find_device(routes, device)["index"]
     family = socket.AF_INET if ip_address(gateway).version == 4 else socket.AF_INET6

@@ -18,12 +18,16 @@ _KINDS: dict[str, type[Nat | Physical]] = {kind.kind: kind for kind in (Nat, Phy
 
 @dataclass(frozen=True)
 class Record:
-    """*network*, and its *state*; on trial until somebody confirms it, with the *token*, in one boot of the host."""
+    """*network*, and its *state*; on trial until somebody confirms it, with the *token*, in one boot of the host.
+
+    *persist* is what it will be set up by from then on, as `Physical.persist`.
+    """
 
     network: Network
     state: Literal["creating", "trial", "ready", "deleting"]
     token: str = ""
     boot: str = ""
+    persist: str = ""
 
     @property
     def is_finished(self) -> bool:
@@ -42,7 +46,7 @@ def read_record(store: Store, name: str) -> Record | None:
 
 def write_record(store: Store, record: Record) -> None:
     """Record it."""
-    document = {"state": record.state, "token": record.token, "boot": record.boot}
+    document = {"state": record.state, "token": record.token, "boot": record.boot, "persist": record.persist}
     store.write({**document, "network": record.network.to_json()}, record.network.name, _FILE)
 
 

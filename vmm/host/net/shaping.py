@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import ConfigError
-from vmm.host.net.device import find_device, netlink
+from vmm.host.net.link import find_device, netlink
 
 if TYPE_CHECKING:
-    from pyroute2 import IPRoute
-
     from vmm.config import Rate
+    from vmm.host.net.link import Routes
 
 _ROOT = 0xFFFF_FFFF  # TC_H_ROOT, linux/pkt_sched.h
 _LATENCY = "50ms"
@@ -63,7 +62,7 @@ def check_limit(limit: Rate) -> Rate:
     return limit
 
 
-def _root(routes: IPRoute, device: str) -> Any:
+def _root(routes: Routes, device: str) -> Any:
     """rtnetlink's message about the queueing discipline of *device*, or None without one."""
     link = find_device(routes, device)
     return next(iter(routes.get_qdiscs(index=link["index"])), None) if link is not None else None

@@ -41,23 +41,25 @@ class Store:
     def locked(self) -> Iterator[None]:
         """Nobody else changes the host's networks meanwhile; waits for who does. Ends with the process, at the latest.
 
+        What is written meanwhile all may read: dnsmasq is an ordinary user.
+
         Raises:
             BackendError: we may not change them, or not write there. Said before anything is begun.
         """
-        if not _may_administer():
+        if not may_administer():
             raise BackendError(
                 "cannot change the host's networks: this needs CAP_NET_ADMIN", where=self.root, fix="run it with sudo"
             )
+        umask = os.umask(0o022)
         try:
-            os.makedirs(self.root, mode=0o755, exist_ok=True)
-            lock = os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise BackendError(f"cannot write: {error.strerror}", where=self.root, fix="run it with sudo") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            lock = self._open_lock()
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
         finally:
-            os.close(lock)
+            os.umask(umask)
 
     def networks(self) -> list[str]:
         """The names of all networks, unfinished ones too."""
@@ -106,8 +108,16 @@ class Store:
         self.remove(network, "network.json")  # first: without it the rest counts for nothing
         shutil.rmtree(self.path(network), ignore_errors=True)
 
+    def _open_lock(self) -> int:
+        try:
+            os.makedirs(self.root, exist_ok=True)
+            return os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise BackendError(f"cannot write: {error.strerror}", where=self.root, fix="run it with sudo") from error
 
-def _may_administer() -> bool:
+
+def may_administer() -> bool:
+    """Whether this thread has CAP_NET_ADMIN."""
     with open("/proc/thread-self/status", encoding="ascii") as lines:
         effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
     return bool(effective >> _CAP_NET_ADMIN & 1)

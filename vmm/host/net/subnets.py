@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
-from vmm.host.net.device import netlink
+from vmm.host.net.link import netlink
 from vmm.host.net.network import Nat
 
 if TYPE_CHECKING:

@@ -1,0 +1,72 @@
+"""Two Linux guests of an ordinary user on a lan: addresses and names are given to them, and what they send arrives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes.host import KVM_FOR_ALL, NOBODY, public_directory
+from tests.guest.linux import MIB, Image, LinuxGuest, make_disk
+from tests.guest.transfer import end_serving, fetch, serve
+
+pytestmark = [pytest.mark.guest, pytest.mark.root]
+
+Pair = dict[str, LinuxGuest]
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[str]:
+    """The user's own."""
+    with public_directory() as made:
+        os.chown(made, 65534, 65534)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def disk(directory: str) -> str:
+    """What the first guest sends."""
+    return make_disk(os.path.join(directory, "data.img"), 20 * MIB)
+
+
+@pytest.fixture(scope="module")
+def pair(micro: Image, directory: str, disk: str) -> Iterator[Pair]:
+    """Guests by name, each with the address that it asked for; the first has the disk."""
+    kernel, initrd = (shutil.copy(path, directory) for path in (micro.kernel(), micro.initrd))
+    pair = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", directory)
+        patch.setenv("PYVMM_CACHE", os.path.join(directory, "none"))
+        for name, more in zip(("db", "web"), (("-d", f"{disk},readonly"), ()), strict=True):
+            pair[name] = LinuxGuest(
+                "-k", kernel, "-i", initrd, "-m", "128M", "-n", f"lan=lab,name={name}", *more, "-a", "quiet root=",
+                before=(*KVM_FOR_ALL, *NOBODY),
+            )  # fmt: skip
+    try:
+        for guest in pair.values():
+            guest.wait_for_prompt()
+            guest.run("udhcpc -n -q -f")
+        yield pair
+    finally:
+        for guest in pair.values():
+            guest.close()
+
+
+def test_each_gets_an_address_of_its_own(pair: Pair) -> None:
+    addresses = {guest.run("ip -4 -o address show eth0").split()[3] for guest in pair.values()}
+    assert len(addresses) == 2
+    assert all(address.startswith("10.78.") and address.endswith("/16") for address in addresses)
+
+
+def test_they_find_each_other_by_name(pair: Pair) -> None:
+    assert "3 packets received" in pair["db"].run("ping -c 3 web")
+    assert "3 packets received" in pair["web"].run("ping -c 3 db.lab")
+
+
+@pytest.mark.parametrize("size_mib", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_mib_from_guest_to_guest(pair: Pair, disk: str, size_mib: int) -> None:
+    serve(pair["db"], size_mib)
+    fetch(pair["web"], "http://db/data", disk, size_mib)
+    end_serving(pair["db"])
