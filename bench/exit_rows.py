@@ -111,7 +111,7 @@ def wakeups(runs: int) -> list[Row]:
     own = in_turn("wakeups", runs, _tiny()[:1], _wakeups)[0]
     clock = (
         f"voluntary context switches of all threads over {_LOOK_S:g} s, from {_LONG_IDLE_S:g} s after the first serial "
-        "byte on, the guest idle in HLT: whether it halted for good is looked for twice in that time"
+        "byte on, the guest idle in HLT; whether it halted for good is looked for in the first 16 s"
     )
     return [Row("wake-ups of an idle VM", "1/s", clock, 0, own)]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -17,6 +19,8 @@ import pytest
 LINK_PREFIXES = ("pyvmm", "vmtap")
 #: How long a thread or a process that was told to end may take.
 GRACE_S = 2.0
+
+_CLONE_NEWNET = 0x4000_0000
 
 
 @cache
@@ -79,6 +83,8 @@ def required() -> set[str]:
 
 
 def pytest_configure() -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # what the one makes on the network is no leak of the other's; root only
+        ctypes.CDLL(None).unshare(_CLONE_NEWNET)
     unknown = required() - set(PREREQUISITES)
     if unknown:
         raise pytest.UsageError(f"PYVMM_REQUIRE knows {', '.join(PREREQUISITES)}, not {', '.join(sorted(unknown))}")
@@ -121,8 +127,8 @@ def children() -> set[int]:
 
 
 def links() -> set[str]:
-    """The network devices that pyvmm made."""
-    return {name for name in os.listdir("/sys/class/net") if name.startswith(LINK_PREFIXES)}
+    """The network devices that pyvmm made, in the namespace of this thread."""
+    return {name for _, name in socket.if_nameindex() if name.startswith(LINK_PREFIXES)}
 
 
 def _settled(look: Callable[[], set[object]], before: set[object]) -> set[object]:

@@ -12,7 +12,7 @@ import pytest
 from tests.kvm.code import mov, registers
 from vmm.bus import Bus
 from vmm.kvm import abi
-from vmm.kvm.exits import MmioRead, MmioWrite, PortRead, PortWrite, VcpuExit
+from vmm.kvm.exits import Interrupted, MmioRead, MmioWrite, PortRead, PortWrite, VcpuExit
 from vmm.kvm.scratch import CODE, MMIO, REPORT, REPORT_PORT, ScratchGuest
 from vmm.native.plain import PlainRegisters
 from vmm.regs import POSTED_MAX, PlainRegister, PostedRegister
@@ -209,3 +209,30 @@ def test_what_was_posted_last_is_handed_over_at_the_end(guest: ScratchGuest) -> 
     posting.write(1, 1)
     posting.rig.registers.close()
     assert posting.arrived == b"\1"
+
+
+# The next exit.
+
+
+def test_an_exit_that_c_would_answer_is_told_of_once_if_asked_for(posting: Posting) -> None:
+    told: list[str] = []
+    posting.rig.guest.vcpu.call_at_exit(lambda: told.append("exit"))
+    event = posting.write(1, 3)
+    assert isinstance(event, PortWrite)
+    assert (event.port, event.data) == (0x60, b"\1")
+    assert told == ["exit"]
+    assert is_report(posting.rig.guest.run())
+    assert told == ["exit"]
+    posting.rig.registers.hand_over()
+    assert posting.arrived == b"\1\1"
+
+
+def test_a_kick_is_no_such_exit(posting: Posting) -> None:
+    told: list[str] = []
+    vcpu = posting.rig.guest.vcpu
+    vcpu.call_at_exit(lambda: told.append("exit"))
+    vcpu.kick()
+    assert isinstance(vcpu.run(), Interrupted)
+    assert told == []
+    assert not is_report(posting.write(1, 1))
+    assert told == ["exit"]

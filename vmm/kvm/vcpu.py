@@ -72,7 +72,23 @@ class Vcpu:
 
         It returns 0 at an exit, or the errno.
         """
-        self._enter = make(self.fd, self._run)
+        self._enter = self._usual = make(self.fd, self._run)
+
+    def call_at_exit(self, callback: Callable[[], None]) -> None:
+        """Call *callback* at the next exit, those that `enter_by` would not tell of included; once. A kick is none.
+
+        A later call replaces *callback*.
+        """
+        enter = _enter_by_ioctl(self.fd, self._run)
+
+        def once() -> int:
+            error = enter()
+            if not error:
+                self._enter = self._usual
+                callback()
+            return error
+
+        self._enter = once
 
     def kick(self) -> None:
         """Get the vCPU out of the guest soon, whatever it does; any thread, before or during `run`."""
@@ -272,7 +288,7 @@ class Vcpu:
 
     def close(self) -> None:
         """Unmap `kvm_run` and drop the vCPU; not while its thread runs."""
-        del self._enter, self.sregs, self.events, self._sync
+        del self._enter, self._usual, self.sregs, self.events, self._sync
         self.regs.release()
         self._words.release()
         self._view.release()
