@@ -14,22 +14,30 @@ if TYPE_CHECKING:
 
     from bench.report import Row
 
+    _Rows = Mapping[str, Callable[[int], Sequence[Row]]]
+
 Sample = TypeVar("Sample")
 
 
 class Bench:
-    """`bench/NAME`: *rows* are measured by name, each *runs[name]* times unless the user says otherwise."""
+    """`bench/NAME`: *rows* are measured by name, each *runs[name]* times unless the user says otherwise.
 
-    def __init__(
-        self, name: str, about: str, rows: Mapping[str, Callable[[int], Sequence[Row]]], runs: Mapping[str, int]
-    ) -> None:
-        self._name, self._rows, self._runs = name, rows, runs
+    *linux* are those that `--linux` measures instead.
+    """
+
+    def __init__(self, name: str, about: str, rows: _Rows, runs: Mapping[str, int], linux: _Rows | None = None) -> None:
+        self._name, self._rows, self._runs, self._linux = name, rows, runs, linux or {}
         parser = argparse.ArgumentParser(prog=f"bench/{name}", description=about)
         parser.add_argument("--only", default="", metavar="ROW[,…]", help=f"measure just these of {', '.join(rows)}")
         runs_help = ", ".join(f"{row} {number}" for row, number in runs.items())
         parser.add_argument("--runs", type=int, metavar="N", help=f"runs of each row ({runs_help})")
         parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well")
         parser.add_argument("--engine", metavar="ENGINE", help="pyvmm's --engine, as it is unless given")
+        parser.set_defaults(linux=False)
+        if linux:
+            parser.add_argument(
+                "--linux", action="store_true", help=f"measure {', '.join(linux)} in a Linux guest instead"
+            )
         self._parser = parser
 
     def select(self, names: str) -> list[str]:
@@ -46,6 +54,8 @@ class Bench:
         if arguments.runs is not None and arguments.runs < 1:
             self._parser.error("--runs must be at least 1")
         pyvmm.options += ["--engine", arguments.engine] if arguments.engine else []
+        if arguments.linux:
+            self._rows = self._linux
         try:
             chosen = self.select(arguments.only)
             rows = [row for name in chosen for row in self._rows[name](arguments.runs or self._runs[name])]

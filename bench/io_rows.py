@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench import data_rows, exit_rows
+from bench import data_rows, exit_rows, linux_rows
 from bench.command import Bench
 
 if TYPE_CHECKING:
@@ -33,4 +33,4 @@ RUNS = dict.fromkeys(ROWS, 5) | {"pio": 10, "mmio": 10, "start": 20, "wakeups": 
 
 def main() -> int:
     """The whole of `bench/io`."""
-    return Bench("io", __doc__ or "", ROWS, RUNS).main()
+    return Bench("io", __doc__ or "", ROWS, RUNS | linux_rows.RUNS, linux_rows.ROWS).main()

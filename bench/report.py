@@ -13,7 +13,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One measure. *pyvmm* and *peer* are a number per run; *target* is a ratio to the peer or, without one, absolute.
+    """One measure. *pyvmm* and *peer* are a number per run; *target* is a ratio to the peer or, without one, absolute;
+    None for the record.
 
     It is the most that will do, or where *more_is_better* the least. *clock* says when the clock starts and stops, or
     what else is counted.
@@ -22,7 +23,7 @@ class Row:
     measure: str
     unit: str
     clock: str
-    target: float
+    target: float | None
     pyvmm: list[float]
     peer_name: str | None = None
     peer: list[float] | None = None
@@ -34,8 +35,10 @@ class Row:
         return statistics.median(self.pyvmm) / statistics.median(self.peer) if self.peer else None
 
     @property
-    def met(self) -> bool:
-        """Whether the target is reached."""
+    def met(self) -> bool | None:
+        """Whether the target is reached, if there is one."""
+        if self.target is None:
+            return None
         value = statistics.median(self.pyvmm) if self.ratio is None else self.ratio
         return value >= self.target if self.more_is_better else value <= self.target
 
@@ -70,8 +73,8 @@ def table(rows: list[Row]) -> str:
             _spread(row.pyvmm),
             _spread(row.peer) if row.peer else "-",
             "-" if row.ratio is None else f"{row.ratio:.2f}",
-            f"{'>=' if row.more_is_better else '<='} {row.target:g}" + ("" if row.ratio is None else " x"),
-            "yes" if row.met else "NO",
+            _target(row),
+            {True: "yes", False: "NO", None: "-"}[row.met],
         )
         for row in rows
     ]
@@ -80,6 +83,12 @@ def table(rows: list[Row]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
     )
     return text + "\n" + "".join(f"{row.measure}: {row.clock}\n" for row in rows)
+
+
+def _target(row: Row) -> str:
+    if row.target is None:
+        return "-"
+    return f"{'>=' if row.more_is_better else '<='} {row.target:g}" + ("" if row.ratio is None else " x")
 
 
 def _spread(samples: list[float]) -> str:

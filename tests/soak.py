@@ -6,6 +6,7 @@ A turn works in `build/soak/LOOP`, which is gone when it went well and stays as 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import os
 import random
@@ -15,8 +16,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 import pexpect
 
@@ -25,14 +26,22 @@ from images.recipe.cache import cache_directory
 from tests.fakes import cuts, guest
 from tests.guest.linux import Image, LinuxGuest, file_on_disk, file_system_is_clean
 from tests.net.namespace import ip, links, network_namespace
+from vmm import outcome
+from vmm.config import MachineConfig, parse_disk, parse_net
 from vmm.errors import BackendError, VmmError
 from vmm.host.disk.raw import RawDisk
+from vmm.kvm.assist.probe import host_kind
+from vmm.machine import Machine
+from vmm.session import Session
 
 PLACE = os.path.join(pyvmm.REPOSITORY, "build", "soak")
 HOST, GUEST = "10.0.0.1", "10.0.0.2"
 CARD = ("--net", "bridge=br0")
 #: How much of each a turn does, and how long one run of pyvmm may take to end.
 BOOTS, KILLS, CUTS, FUZZ_S, LIMIT_S = 100, 20, 50, 15, 30
+#: What there may be more of than after each loop's first turn: of this process, and of the host, which others use too.
+MAY_GROW = {"descriptors": 0, "threads": 0, "resident KiB": 4 << 10, "KiB the host lacks": 1 << 20}
+CALM_S = 30
 
 
 def new_disk(place: str) -> str:
@@ -60,17 +69,74 @@ def nothing_is_left(image: str) -> None:
         time.sleep(0.01)
 
 
-def tiny_boots(place: str) -> int:
-    """A guest that says a word and powers off, with a disk and a card."""
-    kernel, image = os.path.join(place, "kernel"), new_disk(place)
-    with open(kernel, "wb") as file:
+def kib(path: str, field: str) -> int:
+    """The *field* of a file of /proc."""
+    with open(path, encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(f"{field}:"))
+
+
+def held() -> dict[str, int]:
+    """How much there is of what must not become ever more."""
+    gc.collect()
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": len(os.listdir("/proc/self/task")),
+        "resident KiB": kib("/proc/self/status", "VmRSS"),
+        "KiB the host lacks": -kib("/proc/meminfo", "MemAvailable"),
+    }
+
+
+def nothing_creeps(before: dict[str, int]) -> None:
+    """There is no more of anything than *before*."""
+    deadline = time.monotonic() + CALM_S
+    while more := {what: now - before[what] for what, now in held().items() if now - before[what] > MAY_GROW[what]}:
+        assert time.monotonic() < deadline, f"there is more and more: {more}, at first {before}"
+        time.sleep(0.1)
+
+
+def tiny_kernel(place: str) -> str:
+    """A guest that says a word and powers off."""
+    path = os.path.join(place, "kernel")
+    with open(path, "wb") as file:
         file.write(guest.kernel(guest.say("up\n"), guest.POWER_OFF))
+    return path
+
+
+def tiny_boots(place: str) -> int:
+    """A process for each guest, with a disk and a card."""
+    kernel, image = tiny_kernel(place), new_disk(place)
     command = [pyvmm.path(), "--kernel", kernel, "--memory", "16M", "--disk", image, *CARD]
     for _ in range(BOOTS):
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_S, check=False)
         assert (done.returncode, done.stdout) == (0, b"up\n"), done
         nothing_is_left(image)
     return BOOTS
+
+
+def tiny_machines(place: str) -> int:
+    """The same guests one after the other in this process, on both engines."""
+    kernel, image, said = tiny_kernel(place), new_disk(place), os.path.join(place, "said")
+    for boot in range(BOOTS):
+        config = MachineConfig(
+            kernel=kernel, memory_bytes=16 << 20, disks=(parse_disk(image),), nets=(parse_net(CARD[1]),),
+            serial=f"file:{said}", engine=("native", "python")[boot % 2], timeout_s=LIMIT_S,
+        )  # fmt: skip
+        boot_here(config)
+        with open(said, "rb") as file:
+            assert file.read().endswith(b"up\n")
+        os.unlink(said)
+        nothing_is_left(image)
+    return BOOTS
+
+
+def boot_here(config: MachineConfig) -> None:
+    """A machine of *config* from its start to its power-off."""
+    cache = cache_directory()
+    with closing(Session(config, host_kind(cache), say=print, trace=print, cache_dir=cache)) as session:
+        with closing(Machine.build(session)) as machine:
+            machine.start()
+            end = machine.wait(config.timeout_s)
+        assert end.kind == outcome.POWERED_OFF, end
 
 
 def kills_of_writers(place: str) -> int:
@@ -162,16 +228,17 @@ def seconds_of_fuzzing(place: str) -> int:
 
 
 LOOPS: tuple[Callable[[str], int], ...] = (
-    tiny_boots, kills_of_writers, power_cuts, linux_boots, kills_of_linux, seconds_of_fuzzing,
+    tiny_boots, tiny_machines, kills_of_writers, power_cuts, linux_boots, kills_of_linux, seconds_of_fuzzing,
 )  # fmt: skip
 #: How what is tested tells that it is broken; anything else is this program's own mistake.
 BROKEN = (AssertionError, VmmError, subprocess.SubprocessError, pexpect.ExceptionPexpect)
 
 
-def soak(seconds: float) -> bool:
-    """Let the loops take turns; False at the first failure."""
-    begun, done = time.monotonic(), dict.fromkeys(LOOPS, 0)
-    for loop in itertools.cycle(LOOPS):
+def soak(seconds: float, loops: Sequence[Callable[[str], int]]) -> bool:
+    """Let *loops* take turns; False at the first failure."""
+    begun, done = time.monotonic(), dict.fromkeys(loops, 0)
+    before: dict[str, int] = {}
+    for loop in itertools.cycle(loops):
         if time.monotonic() - begun > seconds:
             break
         name, place = loop.__name__.replace("_", " "), os.path.join(PLACE, loop.__name__)
@@ -179,6 +246,10 @@ def soak(seconds: float) -> bool:
         os.makedirs(place)
         try:
             done[loop] += loop(place)
+            if before:
+                nothing_creeps(before)
+            elif all(done.values()):
+                before = held()
         except BROKEN as error:
             traceback.print_exc()
             print(f"failed: {name}, after {done[loop]} that went well: {error}\nevidence is in {place}")
@@ -195,6 +266,9 @@ def main() -> int:
     duration = parser.add_mutually_exclusive_group()
     duration.add_argument("--minutes", type=float, default=10)
     duration.add_argument("--hours", type=float)
+    names = {loop.__name__: loop for loop in LOOPS}
+    help_text = f"just this of {', '.join(names)}; may be given again"
+    parser.add_argument("--only", action="append", choices=names, metavar="LOOP", help=help_text)
     options = parser.parse_args()
     os.environ["TMPDIR"] = os.path.join(PLACE, "tmp")
     shutil.rmtree(PLACE, ignore_errors=True)
@@ -203,7 +277,8 @@ def main() -> int:
         ip("link add br0 type bridge")
         ip(f"address add {HOST}/24 dev br0")
         ip("link set br0 up")
-        return 0 if soak(options.hours * 3600 if options.hours else options.minutes * 60) else 1
+        seconds = options.hours * 3600 if options.hours else options.minutes * 60
+        return 0 if soak(seconds, [names[name] for name in options.only or names]) else 1
 
 
 if __name__ == "__main__":

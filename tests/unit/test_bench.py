@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from bench import boot_rows, exit_rows, guests, io_rows, qemu, report, timed
+from bench import boot_rows, exit_rows, guests, io_rows, linux_rows, qemu, report, timed
 from bench.command import Bench, in_turn
 from bench.errors import BenchError
 from bench.report import Row
@@ -75,6 +75,13 @@ def test_what_is_best_when_there_is_most_of_it() -> None:
     assert "300000 (300000 … 300000)" in line
 
 
+def test_a_row_for_the_record_has_no_target() -> None:
+    row = Row("reads", "1/s", "from here to there", None, [300_000.0])
+    assert row.as_json()["target"] is None
+    assert row.as_json()["met"] is None
+    assert report.table([row]).splitlines()[1].split()[-4:] == ["-", "-", "-", "-"]
+
+
 def test_rows_are_chosen_by_name() -> None:
     bench = Bench("boot", "", boot_rows.ROWS, boot_rows.RUNS)
     assert bench.select("") == list(boot_rows.ROWS)
@@ -83,7 +90,7 @@ def test_rows_are_chosen_by_name() -> None:
         bench.select("start,sloth")
 
 
-@pytest.mark.parametrize("rows", [boot_rows, io_rows])
+@pytest.mark.parametrize("rows", [boot_rows, io_rows, linux_rows])
 def test_every_row_has_its_number_of_runs(rows: ModuleType) -> None:
     assert rows.ROWS.keys() == rows.RUNS.keys()
 
