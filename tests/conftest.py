@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,6 +139,17 @@ def _settled(look: Callable[[], set[object]], before: set[object]) -> set[object
         gc.collect()
         time.sleep(0.02)
     return left
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run_directory() -> Iterator[str]:
+    """Where the tests' VMs are, apart from the user's own; no VM runs there at the end."""
+    from vmm.api import place
+
+    with tempfile.TemporaryDirectory(prefix="pyvmm-run-") as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYVMM_RUN", directory)
+        yield directory
+        assert place.running() == []
 
 
 @pytest.fixture(autouse=True)

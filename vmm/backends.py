@@ -5,43 +5,42 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from vmm.config import MachineConfig, NetConfig
+from vmm.config import DiskConfig, MachineConfig, NetConfig
 from vmm.host.console import Console, HostWriter, open_log
 from vmm.host.disk.raw import RawDisk
 from vmm.mac import default_mac
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from vmm.host.disk.overlay import OverlayDisk
     from vmm.host.tap import Tap
     from vmm.host.uplink import Uplink
+    from vmm.host.vsock import VsockGate
 
 
 class Backends:
-    """Disks, taps and the consoles of *config*, all open or none.
+    """Disks, taps, sockets and the consoles of *config*, all open or none; *directory* is the VM's own.
 
     Raises:
         ConfigError, HostError: one of them cannot be opened; the others are closed again.
     """
 
-    def __init__(self, config: MachineConfig, say: Callable[[str], None]) -> None:
-        self.disks: list[RawDisk] = []
+    def __init__(self, config: MachineConfig, say: Callable[[str], None], directory: str = "") -> None:
+        self.disks: list[RawDisk | OverlayDisk] = []
         self.nets: list[tuple[Tap | Uplink, bytes]] = []
+        self.vsock: VsockGate | None = None
         self._writers: list[HostWriter] = []
         self._log: int | None = None
         try:
             for disk in config.disks:
-                self.disks.append(
-                    RawDisk(
-                        disk.path,
-                        readonly=disk.readonly,
-                        serial=disk.serial,
-                        cache=disk.cache,
-                        discard=disk.discard,
-                    )
-                )
+                self.disks.append(_open_disk(disk))
             for index, net in enumerate(config.nets):
                 uplink, mac = _open_net(net, say)
                 self.nets.append((uplink, mac or default_mac(f"{os.uname().nodename}:{uplink.name}:{index}")))
+            if config.vsock is not None:
+                from vmm.host.vsock import VSOCK, VsockGate
+
+                self.vsock = VsockGate(config.vsock.path or os.path.join(directory, VSOCK))
             self._open_consoles(config, say)
         except BaseException:
             self.close()
@@ -78,8 +77,18 @@ class Backends:
             os.close(self._log)
         for uplink, _ in self.nets:
             uplink.close()
+        if self.vsock is not None:
+            self.vsock.close()
         for disk in self.disks:
             disk.close()
+
+
+def _open_disk(disk: DiskConfig) -> RawDisk | OverlayDisk:
+    if disk.overlay or disk.snapshot:
+        from vmm.host.disk.overlay import open_configured
+
+        return open_configured(disk)
+    return RawDisk(disk.path, readonly=disk.readonly, serial=disk.serial, cache=disk.cache, discard=disk.discard)
 
 
 def _open_net(net: NetConfig, say: Callable[[str], None]) -> tuple[Tap | Uplink, bytes | None]:

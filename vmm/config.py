@@ -31,8 +31,10 @@ BOOT_PROTOCOLS = ("auto", "bzimage", "elf", "pvh")
 _MTU_MIN, _MTU_MAX = 68, 65535
 NET_QUEUES_MAX = 16
 VLAN_TRUNK, _VLAN_MAX = 0xFFFF, 4094
+_OVERLAY = "overlay="
 _FORWARD = "hostfwd="
 _FORWARD_FIX = "such as hostfwd=tcp:2222-:22, or hostfwd=tcp:0.0.0.0:2222-:22 for all of the host's addresses"
+_CID_MIN, _CID_MAX = 3, 0xFFFF_FFFE  # those below are the hypervisor's, the loopback's and the host's
 _TIMEOUT_MAX_S = 1e9
 _RATE_UNITS, _RATE_DIGITS = {"K": 1 << 10, "M": MIB, "G": 1 << 30}, 9
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
@@ -79,9 +81,16 @@ class Rate(Value):
 
 
 class DiskConfig(Value):
-    """A raw image as a virtio-blk disk. `docs/guide.md` tells the options; None is no limit."""
+    """A raw image as a virtio-blk disk. `docs/guide.md` tells the options; None is no limit.
+
+    *overlay*: the path is that of an overlay, whose base is where it was, or at *base*; with *base* it is made if it is
+    not there. *snapshot*: what is written is thrown away at the end.
+    """
 
     path: str
+    overlay: bool = False
+    base: str = ""
+    snapshot: bool = False
     readonly: bool = False
     serial: str = ""
     cache: str = "writeback"
@@ -97,6 +106,14 @@ class DiskConfig(Value):
                 raise ConfigError(f"{name}={value} is none of {', '.join(choices)}", where="--disk")
         if not 1 <= self.queues <= DISK_QUEUES_MAX:
             raise ConfigError(f"queues={self.queues} is not within 1 … {DISK_QUEUES_MAX}", where="--disk")
+        if self.base and not self.overlay:
+            raise ConfigError(
+                "base= is for overlays", where="--disk", fix=f"such as --disk overlay=work.cow,base={self.base}"
+            )
+        if self.snapshot and self.readonly:
+            raise ConfigError("readonly and snapshot=on exclude each other", where="--disk")
+        if self.cache == "none" and (self.overlay or self.snapshot):
+            raise ConfigError("cache=none is for raw images, not for overlays and snapshot=on", where="--disk")
 
 
 class NetLimits(Value):
@@ -183,6 +200,20 @@ class NetConfig(Value):
             raise ConfigError(f"mtu={self.mtu} is not within {_MTU_MIN} … {_MTU_MAX}", where="--net")
 
 
+class VsockConfig(Value):
+    """A virtio-vsock device: the guest is number *cid*, and its sockets are reached through the Unix socket *path*.
+
+    Without one it is `vsock.sock` in the VM's own directory, where `pyvmm exec` looks for it.
+    """
+
+    path: str = ""
+    cid: int = 3
+
+    def validate(self) -> None:
+        if not _CID_MIN <= self.cid <= _CID_MAX:
+            raise ConfigError(f"cid={self.cid} is not within {_CID_MIN} … {_CID_MAX}", where="--vsock")
+
+
 class MachineConfig(Value):
     """One machine. Sizes in bytes, times in seconds."""
 
@@ -195,6 +226,7 @@ class MachineConfig(Value):
     memory_bytes: int = MEMORY_DEFAULT
     disks: tuple[DiskConfig, ...] = ()
     nets: tuple[NetConfig, ...] = ()
+    vsock: VsockConfig | None = None
     transport: str = "mmio"
     engine: str | None = None
     serial: str = "stdio"
@@ -223,7 +255,8 @@ class MachineConfig(Value):
             raise ConfigError(f"{self.engine!r} is no engine", where="--engine", fix=", ".join(ENGINES))
         if self.console not in CONSOLES:
             raise ConfigError(f"{self.console!r} is no console", where="--console", fix=", ".join(CONSOLES))
-        devices = len(self.disks) + len(self.nets) + 1 + (self.console == "virtio")  # the 1 is the entropy device
+        others = 1 + (self.console == "virtio") + (self.vsock is not None)  # the 1 is the entropy device
+        devices = len(self.disks) + len(self.nets) + others
         most = PCI_SLOTS if self.transport == "pci" else len(VIRTIO_GSIS)
         if devices > most:
             raise ConfigError(
@@ -238,8 +271,10 @@ class MachineConfig(Value):
                 where="--trace",
                 fix=f"one of {', '.join(TRACE_KINDS)}",
             )
-        if self.serial not in ("stdio", "null") and not self.serial.startswith("file:"):
-            raise ConfigError(f"{self.serial!r} is no serial port", where="--serial", fix="stdio, file:PATH or null")
+        if self.serial not in ("stdio", "quiet", "null") and not self.serial.startswith("file:"):
+            raise ConfigError(
+                f"{self.serial!r} is no serial port", where="--serial", fix="stdio, quiet, file:PATH or null"
+            )
         if self.serial == "file:":
             raise ConfigError("file: names no file", where="--serial", fix="such as --serial file:guest.log")
 
@@ -277,26 +312,29 @@ def parse_rate(text: str, where: str) -> Rate:
 def parse_disk(text: str) -> DiskConfig:
     """`PATH[,readonly][,serial=TEXT][,cache=…][,discard=on|off][,queues=N][,iops=RATE][,bw=RATE][,werror=…]`.
 
-    A comma in the path is written twice.
+    Or `overlay=PATH[,base=PATH]…`, and `[,snapshot=on|off]`. A comma in the path is written twice.
 
     Raises:
         ConfigError: an option is unknown, has no value or a wrong one.
     """
     parts = text.replace(",,", "\0").split(",")
     path, *options = (part.replace("\0", ",") for part in parts)
-    if not path:
+    if not path.removeprefix(_OVERLAY):
         raise ConfigError("names no image", where="--disk", fix="such as --disk root.img")
-    names = ("serial", "cache", "discard", "queues", "iops", "bw", "werror")
+    names = ("serial", "cache", "discard", "queues", "iops", "bw", "werror", "snapshot", "base")
     values = _options(options, "--disk", {"readonly": False, **dict.fromkeys(names, True)})
-    discard = values.get("discard", "on")
-    if discard not in ("on", "off"):
-        raise ConfigError(f"discard={discard} is neither on nor off", where="--disk")
+    for name in ("discard", "snapshot"):
+        if values.get(name, "on") not in ("on", "off"):
+            raise ConfigError(f"{name}={values[name]} is neither on nor off", where="--disk")
     return DiskConfig(
-        path=path,
+        path=path.removeprefix(_OVERLAY),
+        overlay=path.startswith(_OVERLAY),
+        base=values.get("base", ""),
+        snapshot=values.get("snapshot") == "on",
         readonly="readonly" in values,
         serial=values.get("serial", ""),
         cache=values.get("cache", "writeback"),
-        discard=discard == "on",
+        discard=values.get("discard", "on") == "on",
         queues=_number(values["queues"], "--disk", "queues=2") if "queues" in values else 1,
         iops=parse_rate(values["iops"], "--disk iops=") if "iops" in values else None,
         bw=parse_rate(values["bw"], "--disk bw=") if "bw" in values else None,
@@ -338,6 +376,22 @@ def parse_net(text: str) -> NetConfig:
         mtu=_number(values["mtu"], "--net", "mtu=1500") if "mtu" in values else None,
         queues=_number(values["queues"], "--net", "queues=2") if "queues" in values else 1,
         limits=NetLimits(**limits),
+    )
+
+
+def parse_vsock(text: str) -> VsockConfig:
+    """`PATH[,cid=N]`, or `auto` for the path. A comma in the path is written twice.
+
+    Raises:
+        ConfigError: an option is unknown, has no value or a wrong one.
+    """
+    parts = text.replace(",,", "\0").split(",")
+    path, *options = (part.replace("\0", ",") for part in parts)
+    if not path:
+        raise ConfigError("names no socket", where="--vsock", fix="such as --vsock guest.sock")
+    values = _options(options, "--vsock", {"cid": True})
+    return VsockConfig(
+        path="" if path == "auto" else path, **({"cid": _number(values["cid"], "--vsock", "cid=3")} if values else {})
     )
 
 

@@ -20,6 +20,7 @@ from vmm.devices.debugexit import DebugExit
 from vmm.devices.i8042 import I8042
 from vmm.devices.pvpanic import PvPanic
 from vmm.devices.uart16550 import Uart16550
+from vmm.errors import HostError
 from vmm.eventloop import EventLoop
 from vmm.halt import HaltWatch
 from vmm.host.terminal import Terminal
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from typing import Protocol, TypeVar
 
     from vmm.native.plain import PlainRegisters
+    from vmm.regs import Chip
+    from vmm.state import State
     from vmm.virtio.console import ConsoleDevice
     from vmm.virtio.transport.core import Reporting, Transport
 
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T", bound=_Closable)
 
+#: Who holds the processors of a machine that is paused.
+_PAUSE = "pause"
 #: A panicking guest gets this long to print its last words.
 _PANIC_GRACE_S = 1.0
 
@@ -57,6 +62,7 @@ class Machine:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._snapshot, session.snapshot = session.snapshot, None
         self._config = session.config
         self._ending = threading.Lock()
         self._end: Outcome | BaseException | None = None
@@ -65,15 +71,18 @@ class Machine:
         self._mmio = Bus("mmio", session.devices, session.trace("mmio"))
         self._runners: list[VcpuRunner] = []
         self._registers: PlainRegisters | None = None
-        self._going = threading.Event()
-        self._going.set()
+        self._transports: list[Transport] = []
+        #: Everything on the buses that remembers something.
+        self._chips: list[Chip] = []
+        self.paused = self._started = False
         self._undo: list[Callable[[], None]] = []
         self._outputs: list[tuple[Uart16550 | ConsoleDevice, threading.Lock]] = []
+        self._typed_at: tuple[Uart16550 | ConsoleDevice, threading.Lock]
         self.description = ""
 
     @classmethod
     def build(cls, session: Session) -> Machine:
-        """Make the whole machine, ready to `start`.
+        """Make the whole machine, ready to `start`: to boot, or to go on from the session's snapshot.
 
         Raises:
             ConfigError, HostError: it cannot be made; nothing is left behind.
@@ -88,8 +97,9 @@ class Machine:
 
     def _build(self) -> None:
         config = self._config
-        memory = self._own(GuestMemory(config.memory_bytes))
-        kvm = self._own(Kvm())
+        snapshot = self._snapshot
+        self._memory = memory = self._own(snapshot.map() if snapshot else GuestMemory(config.memory_bytes))
+        self._kvm = kvm = self._own(Kvm())
         self._vm = vm = self._own(kvm.create_vm())
         # Before the irqchip: 0.1 ms each instead of 7 and more (the kernel need not wait for its SRCU readers).
         if not self._session.host.complete:
@@ -105,11 +115,13 @@ class Machine:
         self._console = console_device(self._session)
         devices = [*self._disks, *other_devices(self._session, self._loop), *([self._console] if self._console else [])]
         connect = self._connect_by_pci if config.transport == "pci" else self._connect_by_mmio
-        plan = self._plan_boot(connect(devices, memory))
-        for gpa, data in plan.pieces:
-            memory.write(gpa, data)
-        self.description = plan.description
-        self._add_vcpus(kvm, memory, plan)
+        tables = connect(devices, memory)
+        self._add_vcpus(kvm, memory)
+        if snapshot:
+            self.description = f"goes on from {snapshot.path}"
+            snapshot.used_by(self._restore)
+        else:
+            self._enter(self._plan_boot(tables), memory)
 
     # -- devices -----------------------------------------------------------------------------------------------------
 
@@ -121,17 +133,17 @@ class Machine:
         pio.attach(layout.PORT_COM1, 8, uart)
         self._keyboard = I8042(self._irq(layout.IRQ_KEYBOARD), reset)
         pio.attach(layout.PORT_I8042, 5, self._keyboard)
-        pio.attach(
-            layout.PORT_CMOS,
-            2,
-            Cmos(self._irq(layout.IRQ_RTC), loop.call_later, low_bytes, config.memory_bytes - low_bytes),
-        )
-        pio.attach(layout.PORT_ACPI_PM, 16, AcpiPm(self._on_power_off, reset))
+        cmos = Cmos(self._irq(layout.IRQ_RTC), loop.call_later, low_bytes, config.memory_bytes - low_bytes)
+        pio.attach(layout.PORT_CMOS, 2, cmos)
+        power = AcpiPm(self._on_power_off, reset)
+        pio.attach(layout.PORT_ACPI_PM, 16, power)
+        self._chips += [uart, self._keyboard, cmos, power]
         pio.attach(layout.PORT_PVPANIC, 1, PvPanic(self._on_pvpanic))
         pio.attach(layout.PORT_DEBUG_EXIT, 4, DebugExit(self._on_debug_exit))
         pio.attach(layout.PORT_DEBUG_CONSOLE, 1, DebugConsole(backends.serial))
         backends.serial.panicked = backends.console.panicked = self._on_panic
         self._outputs.append((uart, uart.lock))
+        self._typed_at = (uart, uart.lock)
         backends.on_output_drained(self._on_output_drained)
         self._undo.append(lambda: backends.on_output_drained(lambda: None))
         if backends.interactive and config.console == "serial":
@@ -139,14 +151,13 @@ class Machine:
 
     def _connect_terminal(self, device: Uart16550 | ConsoleDevice, lock: threading.Lock) -> None:
         """Let the user type to *device*."""
-        loop, keyboard = self._loop, self._keyboard
         terminal = Terminal(
             0,
-            loop,
+            self._loop,
             lock,
             deliver=device.receive,
             leave=lambda: self.stop("by the user"),
-            ctrl_alt_del=lambda: loop.call_soon(keyboard.send_ctrl_alt_del, keyboard.lock),
+            ctrl_alt_del=self.press_ctrl_alt_del,
             say=self._session.backends.console.say,
         )
         device.input_wanted = terminal.resume
@@ -155,6 +166,7 @@ class Machine:
     def _connect_console(self, device: ConsoleDevice, lock: threading.Lock) -> None:
         """Let the user type to the virtio console *device*, and see its output."""
         self._outputs.append((device, lock))
+        self._typed_at = (device, lock)
         self._session.on_resize(lambda: self._loop.call_soon(device.resized, lock))
         self._undo.append(lambda: self._session.on_resize(lambda: None))
         self._connect_terminal(device, lock)
@@ -177,6 +189,7 @@ class Machine:
         from vmm.pci import PciRoot
 
         root = PciRoot(self._vm, self._pio, self._mmio, memory)
+        self._chips.append(root.ports)
         for device in devices:
             self._adopt(root.plug(device, self._loop, **self._reporting()))
         return acpi.build_tables(self._config.cpus, [], (root.windows, root.lines))
@@ -188,6 +201,8 @@ class Machine:
     def _adopt(self, transport: Transport) -> None:
         """Close *transport* at the end, and serve its kicks unless its device does."""
         self._own(transport)
+        self._transports.append(transport)
+        self._chips.append(transport)
         if self._console is not None and transport.device is self._console:
             self._connect_console(self._console, transport.lock)
         if not transport.device.own_workers:
@@ -223,13 +238,17 @@ class Machine:
             added.append(f"root=/dev/vda {'ro' if config.disks[0].readonly else 'rw'}")
         return cmdline.join(added, config.append)
 
-    def _add_vcpus(self, kvm: Kvm, memory: GuestMemory, plan: BootPlan) -> None:
+    def _enter(self, plan: BootPlan, memory: GuestMemory) -> None:
+        for gpa, data in plan.pieces:
+            memory.write(gpa, data)
+        enter(self._runners[0].vcpu, plan)
+        self.description = plan.description
+
+    def _add_vcpus(self, kvm: Kvm, memory: GuestMemory) -> None:
         config, session = self._config, self._session
         for index in range(config.cpus):
             vcpu = self._own(self._vm.create_vcpu(index))
             assist = prepare(vcpu, kvm, memory, session)
-            if index == 0:
-                enter(vcpu, plan)
             self._runners.append(
                 VcpuRunner(
                     vcpu,
@@ -250,6 +269,85 @@ class Machine:
             for runner in self._runners:
                 runner.vcpu.enter_by(registers.runner)
 
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    def snapshot(self, path: str) -> None:
+        """Write all of the machine to the file *path*; it stands only until its state is told, and the memory forked.
+
+        Any thread but the machine's own; who calls it keeps the machine from being closed meanwhile.
+
+        Raises:
+            ConfigError: a disk is one that is thrown away at the end.
+            HostError: it cannot be written, or the guest has ended; what was at *path* is still there.
+        """
+        from vmm.snapshot.file import Writing
+        from vmm.standstill import Standstill
+
+        standstill = Standstill(self._runners, self._loop, self._transports)
+        file = Writing(path, self._config, self._memory)
+        try:
+            try:
+                standstill.begin(running=self._started)
+                if self._end is not None:
+                    raise HostError("the guest has ended")
+                file.take(self._state())
+            finally:
+                standstill.end(running=self._started)
+            file.finish()
+        finally:
+            file.close()
+
+    def _state(self) -> State:
+        """All of the machine but its memory. It stands.
+
+        Raises:
+            HostError: it cannot be told, because of a disk that waits for room.
+        """
+        from vmm.kvm.state import get_clock, msr_indices, vm_state
+
+        indices = msr_indices(self._kvm)
+        return {
+            "vcpus": [runner.state(indices) for runner in self._runners],
+            "vm": vm_state(self._vm),
+            "clock_ns": get_clock(self._vm),
+            "time_ns": time.time_ns(),
+            "chips": {chip.name: chip.state() for chip in self._chips},
+        }
+
+    def _restore(self, state: State) -> None:
+        """Make everything but the memory what *state* says; `start` does the rest. The order matters.
+
+        1. The vCPUs: a local APIC must be there before the IO-APIC may have something for it.
+        2. The interrupt controllers and the timer.
+        3. The devices, which stand: a live one looks at its rings in memory, and interrupts by what is there now.
+        """
+        from vmm.kvm.state import restore_vm
+
+        for runner, vcpu in zip(self._runners, state["vcpus"], strict=True):
+            runner.restore(vcpu)
+        restore_vm(self._vm, state["vm"])
+        for transport in self._transports:
+            transport.device.stand()
+        chips = state["chips"]
+        if chips.keys() != (names := {chip.name for chip in self._chips}):
+            raise ValueError(f"has the devices {', '.join(chips)}, and this machine {', '.join(names)}")
+        for chip in self._chips:
+            chip.restore(chips[chip.name])
+
+    def _revive(self, state: State) -> None:
+        """Let the machine that *state* was restored to go on: its clock from now, and with whatever was on its way."""
+        from vmm.kvm.state import forgive_pause, set_clock
+
+        set_clock(self._vm, state["clock_ns"] + max(0, time.time_ns() - state["time_ns"]))
+        for runner in self._runners:
+            forgive_pause(runner.vcpu)
+        for transport in self._transports:
+            with transport.lock:
+                transport.core.go_on()
+        for chip in self._chips:
+            with chip.lock:
+                chip.revive()
+
     # -- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -257,9 +355,11 @@ class Machine:
         self._io = threading.Thread(target=self._serve, name="io", daemon=True)
         self._io.start()
         self._undo.append(self._stop_io)
+        self._started = True
         HaltWatch(self._loop, self._runners, self._exits, self._on_halt)
-        self._session.on_resume(self.resume)
-        self._session.on_stop(self.stop)
+        if self._snapshot is not None:
+            self._revive(self._snapshot.machine)
+        self._session.enter(self)
         for runner in self._runners:
             runner.start()
 
@@ -285,40 +385,72 @@ class Machine:
         """End the machine from outside; any thread, or a signal handler."""
         self._finish(Outcome(outcome.STOPPED, f"stopped {by}"))
 
-    def pause(self) -> None:
-        """Stop the processors until `resume`, as soon as they come out of the guest; any thread, theirs too."""
-        self._going.clear()
+    def type(self, data: bytes) -> bool:
+        """Type *data* at the guest's console; False: the guest does not read now, none of it was taken. Any thread."""
+        device, lock = self._typed_at
+        with lock:
+            if device.input_stopped:
+                return False
+            device.receive(data)
+            return True
+
+    def press_ctrl_alt_del(self) -> None:
+        """Ask the guest to shut down; any thread."""
+        self._loop.call_soon(self._keyboard.send_ctrl_alt_del, self._keyboard.lock)
+
+    def pause(self, *, wait: bool = False) -> None:
+        """Stop the processors until `resume`, as soon as they come out of the guest; any thread, theirs too.
+
+        *wait* until they are out, not in a thread of the machine's own.
+
+        Raises:
+            HostError: the guest has ended meanwhile.
+        """
+        self.paused = True
         for runner in self._runners:
-            runner.in_thread(self._going.wait)
+            runner.hold(_PAUSE)
+        if wait:
+            for runner in self._runners:
+                runner.call(lambda: None)
+        self._session.tell("paused")
 
     def resume(self) -> None:
         """Try again what failed, and let the processors go on; any thread, or a signal handler."""
         for disk in self._disks:
             disk.resume()
-        self._going.set()
+        self.paused = False
+        for runner in self._runners:
+            runner.release(_PAUSE)
+        self._session.tell("resumed")
 
     def close(self) -> None:
         """Stop the guest and free everything, in the reverse order of making. Idempotent."""
-        self._going.set()
+        self._session.leave()
         for runner in self._runners:
             runner.stop()
-        for runner in self._runners:
-            for (kind, address), count in runner.exits.items():
-                name = kind if kind == "assist" else f"{kind} {self._register_name(kind, address)}"
-                self._session.exits[name] = self._session.exits.get(name, 0) + count
-        self._runners.clear()
-        self._count_plain_accesses()
+        if self._runners:
+            self._session.exits = self.count_exits()
+            self._runners.clear()
         while self._undo:
             self._undo.pop()()
 
-    def _count_plain_accesses(self) -> None:
+    def count_exits(self) -> dict[str, int]:
+        """How often the guest came out of its processors, those of before a reboot too, by what for; any thread."""
+        counts = dict(self._session.exits)
+
+        def add(kind: str, address: int, count: int) -> None:
+            name = kind if kind == "assist" else f"{kind} {self._register_name(kind, address)}"
+            counts[name] = counts.get(name, 0) + count
+
+        for runner in self._runners:
+            for (kind, address), count in runner.exits.copy().items():
+                add(kind, address, count)
         for kind, bus in (("plain", self._pio), ("plain mmio", self._mmio)):
             for address, register in bus.plain_registers():
                 count = int.from_bytes(register.accesses, "little")
-                register.accesses[:] = bytes(8)
                 if count:
-                    name = f"{kind} {self._register_name(kind, address)}"
-                    self._session.exits[name] = self._session.exits.get(name, 0) + count
+                    add(kind, address, count)
+        return counts
 
     def _register_name(self, kind: str, address: int) -> str:
         bus = self._mmio if kind.startswith("mmio") else self._pio
@@ -380,6 +512,7 @@ class Machine:
     def _on_panic(self, message: str) -> None:
         if self._panic is None:
             self._panic = message
+            self._session.tell("panic", message=message)
             self._loop.call_later(_PANIC_GRACE_S, self._finish_panic)
 
     def _finish_panic(self) -> None:

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import struct
 import threading
 
 from vmm import layout
 from vmm.errors import GuestMemoryError, HostError
 
+_MAP_NORESERVE = 0x4000  # mmap(2); Python names it from 3.13 on
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
 
 class GuestMemory:
-    """RAM of *memory_bytes*, laid around the 32-bit hole, backed by one shared memfd.
+    """RAM of *memory_bytes*, laid around the 32-bit hole.
+
+    It is anonymous memory, or begins as the *memory_bytes* at *offset* of the file *fd*, which is never written to:
+    pages come when they are first looked at, and the guest's changes are its own (mmap(2), MAP_PRIVATE).
 
     Every access names a guest-physical address and a size and is either wholly inside one RAM region or raises
     `GuestMemoryError`; nothing is clipped and nothing wraps. All methods may be called from any thread; the guest
     writes to the same bytes at any time, so a value that is checked must be read once.
     """
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, fd: int = -1, offset: int = 0) -> None:
         self.memory_bytes = memory_bytes
-        self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+        #: Whether it began as a file, and not as zeroes.
+        self.begins_as_file = fd >= 0
         try:
-            os.ftruncate(self.fd, memory_bytes)
-            self._map = mmap.mmap(self.fd, memory_bytes)
+            self._map = mmap.mmap(fd, memory_bytes, mmap.MAP_PRIVATE | _MAP_NORESERVE, offset=offset)
         except OSError as error:
-            os.close(self.fd)
             raise HostError(
                 f"cannot map {memory_bytes >> 20} MiB of guest RAM: {error.strerror}",
                 where="--memory",
@@ -47,6 +49,8 @@ class GuestMemory:
         anchor = ctypes.c_char.from_buffer(self._map)
         address = ctypes.addressof(anchor)
         del anchor
+        #: Where all of it is, without the hole.
+        self.host_address = address
         #: (gpa, size in bytes, host address) of each region, ascending.
         self.regions: tuple[tuple[int, int, int], ...] = tuple(
             (gpa, size, address + self._offset(gpa, size)) for gpa, size in regions
@@ -121,4 +125,3 @@ class GuestMemory:
         """Unmap the RAM. Only after the VM's memory slots are gone (its fd closed)."""
         self._view.release()
         self._map.close()
-        os.close(self.fd)

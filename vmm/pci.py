@@ -35,7 +35,8 @@ class PciRoot:
         self.lines: list[tuple[int, int]] = []
         self._memory = memory
         self._bus = PciBus()
-        pio.attach(layout.PORT_PCI_CONFIG, 8, ConfigPorts(self._bus))
+        self.ports = ConfigPorts(self._bus)
+        pio.attach(layout.PORT_PCI_CONFIG, 8, self.ports)
         mmio.attach(layout.PCI_ECAM, layout.PCI_ECAM_SIZE, Ecam(self._bus))
 
     def plug(self, device: VirtioDevice, loop: EventLoop, **reporting: Unpack[Reporting]) -> PciTransport:

@@ -16,10 +16,29 @@ from __future__ import annotations
 
 import threading
 
+from vmm.state import attributes, put_back
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, ClassVar
+    from typing import Any, ClassVar, Protocol
+
+    from vmm.state import State
+
+    class Chip(Protocol):
+        """A device on a bus that remembers something; all is called under *lock*, or while the machine stands."""
+
+        name: str
+        lock: threading.Lock
+
+        def state(self) -> State:
+            """As `RegisterBlock.state`."""
+
+        def restore(self, state: State) -> None:
+            """As `RegisterBlock.restore`."""
+
+        def revive(self) -> None:
+            """As `RegisterBlock.revive`."""
 
     Reader = Callable[[Any], int]
     Writer = Callable[[Any, int], None]
@@ -127,6 +146,8 @@ class RegisterBlock:
 
     name = "device"
     registers: ClassVar[dict[int, Register]] = {}
+    #: The attributes that a guest can tell: all that `state` gives.
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         own = {r.offset: r for r in vars(cls).values() if isinstance(r, Register)}
@@ -147,6 +168,21 @@ class RegisterBlock:
         declared = self.registers.get(offset)
         if declared is not None and declared.width == size and declared.write is not None:
             declared.write(self, value)
+
+    def state(self) -> State:
+        """What the guest would miss in another block of this kind."""
+        return attributes(self, self.kept)
+
+    def restore(self, state: State) -> None:
+        """Go on from *state*; nothing is told to anybody before `revive`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no state of such a block.
+        """
+        put_back(self, self.kept, state)
+
+    def revive(self) -> None:
+        """The machine goes on after `restore`: do again what may have been lost on the way, interrupts above all."""
 
     def register_name(self, offset: int) -> str:
         """The declared name of the register at *offset*, for the trace."""

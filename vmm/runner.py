@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 
 from vmm import outcome
 from vmm.bus import Bus
-from vmm.errors import assert_never
+from vmm.errors import HostError, assert_never
 from vmm.kvm import exits
 from vmm.kvm.vcpu import Vcpu
 from vmm.memory import GuestMemory
@@ -16,9 +16,16 @@ from vmm.trace import Trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
 
     from vmm.kvm.assist.vcpu import VcpuAssist
+    from vmm.state import State
+
+    _T = TypeVar("_T")
+
+#: Who waits for a vCPU looks so often whether it still runs.
+_LOOK_S = 0.1
 
 
 class VcpuRunner:
@@ -42,6 +49,9 @@ class VcpuRunner:
         self._assist = assist
         self._trace = trace
         self._stopping = False
+        self._holders: set[str] = set()
+        #: Set when there is something to do for a thread that is held.
+        self._called = threading.Event()
         self._errands: deque[Callable[[], object]] = deque()
         self._thread = threading.Thread(target=self._main, name=f"vcpu-{vcpu.index}", daemon=True)
         #: How often the guest came out, by what for: ("out", port), ("mmio read", page), ("assist", 0), …
@@ -54,6 +64,7 @@ class VcpuRunner:
     def stop(self) -> None:
         """Make the thread end; it may be in the guest, in a device, or not started. Any thread but its own."""
         self._stopping = True
+        self._called.set()
         if self._thread.ident is not None:
             while self._thread.is_alive():
                 # The kick may come before the thread has bound itself to the vCPU, or between two runs: repeat it.
@@ -61,9 +72,67 @@ class VcpuRunner:
                 self._thread.join(0.05)
 
     def in_thread(self, errand: Callable[[], object]) -> None:
-        """Run *errand* once in the vCPU's thread, outside the guest."""
+        """Run *errand* once in the vCPU's thread, outside the guest, where no instruction is half done."""
         self._errands.append(errand)
+        self._called.set()
         self.vcpu.kick()
+
+    def call(self, errand: Callable[[], _T]) -> _T:
+        """What *errand* gives, run as by `in_thread`; here, if the vCPU does not run yet. Not the vCPU's own thread.
+
+        Raises:
+            HostError: the vCPU has ended.
+        """
+        if self._thread.ident is None:
+            return errand()
+        results: list[_T] = []
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                results.append(errand())
+            finally:
+                done.set()
+
+        self.in_thread(run)
+        while not done.wait(_LOOK_S):
+            if not self._thread.is_alive():
+                break
+        if not results:
+            raise HostError("the guest has ended")
+        return results[0]
+
+    def state(self, msr_indices: Sequence[int]) -> State:
+        """All of the vCPU, which is held; as `call`."""
+        from vmm.kvm.state import vcpu_state
+
+        state = self.call(lambda: vcpu_state(self.vcpu, msr_indices))
+        return state | {"assist": self._assist.state() if self._assist else None}
+
+    def restore(self, state: State) -> None:
+        """Go on from *state*; before `start`.
+
+        Raises:
+            HostError: this host cannot.
+            KeyError, TypeError, ValueError: it is no state of a vCPU.
+        """
+        from vmm.kvm.state import restore_vcpu
+
+        if bool(state["assist"]) != bool(self._assist):
+            raise HostError("is of a host with another kind of KVM")
+        restore_vcpu(self.vcpu, state)
+        if self._assist:
+            self._assist.restore(state["assist"])
+
+    def hold(self, holder: str) -> None:
+        """Keep the vCPU out of the guest, as soon as it comes out, until *holder* releases it; any thread."""
+        self._holders.add(holder)
+        self.vcpu.kick()
+
+    def release(self, holder: str) -> None:
+        """Let the vCPU go on, unless somebody else holds it; any thread, or a signal handler."""
+        self._holders.discard(holder)
+        self._called.set()
 
     @property
     def native_thread_id(self) -> int | None:
@@ -108,8 +177,7 @@ class VcpuRunner:
                 self.exits["assist", 0] += 1
                 return self._assisted(event)
             case exits.Interrupted():
-                while self._errands:
-                    self._errands.popleft()()
+                self._stay_out()
             case exits.Shutdown():
                 return self._triple_fault()
             case exits.InternalError(reason):
@@ -119,6 +187,16 @@ class VcpuRunner:
             case _:
                 assert_never(event)
         return None
+
+    def _stay_out(self) -> None:
+        """Do the errands, and more of them while the vCPU is held. KVM has finished what the last exit began."""
+        while True:
+            self._called.clear()  # what comes after this is seen now, or sets it again
+            while self._errands:
+                self._errands.popleft()()
+            if not self._holders or self._stopping:
+                return
+            self._called.wait()
 
     def _assisted(self, event: exits.EmulationFailure | exits.DebugTrap | exits.MsrWrite) -> Outcome | None:
         code = event.code if isinstance(event, exits.EmulationFailure) else b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import select
+import threading
 
 from vmm.backends import Backends
 from vmm.errors import HostError
@@ -13,10 +14,40 @@ from vmm.trace import Tally
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
     from vmm.config import MachineConfig
     from vmm.kvm.assist.probe import HostKind
+    from vmm.snapshot.file import Snapshot
     from vmm.trace import Trace
+
+    class Present(Protocol):
+        """The machine, as who controls it from outside sees it. `stop` and `paused` need no lock: see `Machine`."""
+
+        @property
+        def paused(self) -> bool:
+            """Whether the guest stands still."""
+
+        def pause(self, *, wait: bool = False) -> None:
+            """Stop the processors until `resume`; *wait* until they have stopped."""
+
+        def resume(self) -> None:
+            """Let the processors go on."""
+
+        def stop(self, by: str) -> None:
+            """End the machine."""
+
+        def type(self, data: bytes) -> bool:
+            """Type *data* at the console; False: not now, none of it was taken."""
+
+        def press_ctrl_alt_del(self) -> None:
+            """Ask the guest to shut down."""
+
+        def snapshot(self, path: str) -> None:
+            """Write all of the machine to the file *path*."""
+
+        def count_exits(self) -> dict[str, int]:
+            """How often the guest came out, by what for."""
 
 
 _BUILD = "install a C compiler, python3-dev and liburing-dev, then pyvmm again: pip install --force-reinstall pyvmm"
@@ -33,14 +64,20 @@ class Session:
         say: Callable[[str], None],
         trace: Trace,
         cache_dir: str | None,
+        directory: str = "",
+        snapshot: Snapshot | None = None,
     ) -> None:
         self.config, self.host, self.say, self.cache_dir = config, host, say, cache_dir
+        #: The VM's own, as in `vmm.api.place`; empty where it has none.
+        self.directory = directory
+        #: What the first machine goes on from, instead of booting.
+        self.snapshot = snapshot
         self.exits: dict[str, int] = {}
         self.devices, self.assists = Tally(), Tally()
         self._trace = trace
         #: Whether plain registers, disks and network cards are served in C.
         self.native = _native(config, say)
-        self.backends = Backends(config, say)
+        self.backends = Backends(config, say, directory)
         self._alarm, self.wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         #: What a Linux is told on software KVM.
         self.assist_options: tuple[str, ...] = ()
@@ -48,8 +85,13 @@ class Session:
             from vmm.kvm.assist.linux import OPTIONS
 
             self.assist_options = OPTIONS
-        self._stop_machine: Callable[[str], None] = lambda _by: None
-        self._resume_machine: Callable[[], None] = lambda: None
+        #: The present machine, None between two; *presence* keeps it: whoever uses more of it than `stop` holds that.
+        self.machine: Present | None = None
+        self.presence = threading.Lock()
+        #: Told what happens, by name, with details; from any thread, or a signal handler.
+        self.on_event: Callable[[str, dict[str, object]], None] = lambda _event, _details: None
+        #: Who has asked the guest to shut down: its next reset is the end.
+        self.shut_down_by = ""
         self._resize_console: Callable[[], None] = lambda: None
         self._stopped_by = ""
 
@@ -57,19 +99,25 @@ class Session:
         """The sink for *kind*, None if it is not traced."""
         return self._trace if kind in self.config.trace else None
 
-    def on_stop(self, stop_machine: Callable[[str], None]) -> None:
-        """Let `stop` call *stop_machine*, that of the present machine; at once if it has come before."""
-        self._stop_machine = stop_machine
+    def enter(self, machine: Present) -> None:
+        """*machine* is the present one from now on; it is stopped at once if `stop` has come before."""
+        self.machine = machine
         if self._stopped_by:
-            stop_machine(self._stopped_by)
+            machine.stop(self._stopped_by)
 
-    def on_resume(self, resume_machine: Callable[[], None]) -> None:
-        """Let `resume` call *resume_machine*, that of the present machine."""
-        self._resume_machine = resume_machine
+    def leave(self) -> None:
+        """The present machine is about to be closed: wait until nobody else uses it."""
+        with self.presence:
+            self.machine = None
+
+    def tell(self, event: str, **details: object) -> None:
+        """Let who watches the VM know of *event*; any thread, or a signal handler."""
+        self.on_event(event, details)
 
     def resume(self) -> None:
-        """Let the present machine go on if it is paused; any thread, or a signal handler."""
-        self._resume_machine()
+        """Let the present machine go on if it is paused; the main thread's, or a signal handler's."""
+        if self.machine is not None:
+            self.machine.resume()
 
     def on_resize(self, resize_console: Callable[[], None]) -> None:
         """Let `resized` call *resize_console*, that of the present machine."""
@@ -82,7 +130,9 @@ class Session:
     def stop(self, by: str) -> None:
         """End the present machine, or the next; any thread, or a signal handler."""
         self._stopped_by = by
-        self._stop_machine(by)
+        machine = self.machine
+        if machine is not None:
+            machine.stop(by)
 
     def wake(self) -> None:
         """Make `sleep` return; any thread, or a signal handler.

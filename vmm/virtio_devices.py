@@ -40,7 +40,7 @@ def blk_devices(session: Session, loop: EventLoop, on_stall: Callable[[str], Non
 
 
 def other_devices(session: Session, loop: EventLoop) -> list[VirtioDevice]:
-    """The network cards and the entropy device."""
+    """The network cards, the entropy device and the sockets."""
     devices: list[VirtioDevice] = []
     if session.backends.nets:
         from vmm.virtio.net import NetDevice
@@ -59,6 +59,10 @@ def other_devices(session: Session, loop: EventLoop) -> list[VirtioDevice]:
             path.set_limits(config.limits)
             devices.append(NetDevice(f"eth{index}", uplink, loop, path, mac=mac, mtu=uplink.mtu))
     devices.append(RngDevice("rng"))
+    if session.config.vsock is not None and session.backends.vsock is not None:
+        from vmm.virtio.vsock import VsockDevice
+
+        devices.append(VsockDevice("vsock", session.backends.vsock, loop, session.config.vsock.cid))
     return devices
 
 

@@ -2,7 +2,8 @@
  * PID 1 of both images, of their initrds and of their root disks.
  *
  *   in an initrd   load /etc/modules, mount root= if the command line has one, go on as its /sbin/init
- *   always         mount proc, sys, dev; bring up lo; a root shell on the console, again and again
+ *   always         mount proc, sys, dev; bring up lo; pyvmm's agent, if the machine has a virtio-vsock device;
+ *                  a root shell on the console, again and again
  *   signals        USR1 halt, USR2 power off, TERM and INT (Ctrl-Alt-Del) restart: as busybox halt, poweroff, reboot send
  *
  * One process from the kernel to the prompt, and one vfork for the shell: a fork costs 40 ms on a host that interprets
@@ -13,6 +14,7 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <linux/reboot.h>
+#include <linux/vm_sockets.h>
 #include <net/if.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -33,6 +35,7 @@ static const unsigned long watched =
 static char command_line[4096];
 static char *const shell_argv[] = {"-sh", NULL};
 static char *const init_argv[] = {"init", NULL};
+static char *const agent_argv[] = {"pyvmm-agent", NULL};
 static char *const environment[] = {
     "PATH=/sbin:/usr/sbin:/bin:/usr/bin", "HOME=/root", "USER=root", "SHELL=/bin/sh", "TERM=vt102",
     "PS1=root@\\h:\\w# ", NULL,
@@ -208,6 +211,26 @@ static long start_shell(void)
     __builtin_unreachable();
 }
 
+/* Starts the agent; its pid, or 0 where there is no way to the host. */
+static long start_agent(void)
+{
+    unsigned long none = 0;
+    unsigned cid = VMADDR_CID_ANY;
+    long fd = SYS(open, "/dev/vsock", O_RDONLY | O_CLOEXEC, 0, 0, 0);
+
+    SYS(ioctl, fd, IOCTL_VM_SOCKETS_GET_LOCAL_CID, &cid, 0, 0);
+    SYS(close, fd, 0, 0, 0, 0);
+    if (cid == VMADDR_CID_ANY)
+        return 0;
+    long pid = SYS(vfork, 0, 0, 0, 0, 0);
+    if (pid)
+        return pid;
+    SYS(rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof none, 0);
+    SYS(execve, "/sbin/pyvmm-agent", agent_argv, environment, 0, 0);
+    SYS(exit, 127, 0, 0, 0, 0);
+    __builtin_unreachable();
+}
+
 /* Ends every process, makes the disks clean and leaves the machine. */
 static void shut_down(unsigned command)
 {
@@ -249,12 +272,13 @@ static void set_up(void)
 __attribute__((force_align_arg_pointer, noreturn)) void _start(void)
 {
     unsigned long set = watched;
-    long shell, pid;
+    long agent, shell, pid;
     int status;
 
     SYS(rt_sigprocmask, SIG_BLOCK, &set, NULL, sizeof set, 0);
     SYS(reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_CAD_OFF, NULL, 0);
     set_up();
+    agent = start_agent();
     shell = start_shell();
     for (;;) {
         switch (SYS(rt_sigtimedwait, &set, NULL, NULL, sizeof set, 0)) {
@@ -264,7 +288,8 @@ __attribute__((force_align_arg_pointer, noreturn)) void _start(void)
                     if (status == 127 << 8)
                         sleep_ms(1000);
                     shell = start_shell();
-                }
+                } else if (pid == agent && (status & 0x7f)) /* killed: it does not end by itself but in vain */
+                    agent = start_agent();
             break;
         case SIGUSR1:
             shut_down(LINUX_REBOOT_CMD_HALT);

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
-MODULES = ("virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "pvpanic_mmio")
+MODULES = (
+    *("virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "pvpanic_mmio"),
+    "vmw_vsock_virtio_transport",
+)
 
 
 class Cloud:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 RECIPE = os.path.dirname(__file__)
 SOURCES = os.path.join(os.path.dirname(RECIPE), "guest")
+AGENT = os.path.join(os.path.dirname(RECIPE), "agent")
 TOOLS = {"gcc": "gcc", "/usr/include/stdio.h": "libc6-dev", "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs"}
 ROOT_BYTES = 128 << 20
 
@@ -27,7 +28,7 @@ BARE = [
 
 def inputs() -> dict[str, str]:
     """The hash of each file that the userland and the images around it are made from."""
-    files = [os.path.join(directory, name) for directory in (RECIPE, SOURCES) for name in os.listdir(directory)]
+    files = [os.path.join(directory, name) for directory in (RECIPE, SOURCES, AGENT) for name in os.listdir(directory)]
     return {
         os.path.basename(path): sha256_file(path) for path in sorted(files) if path.endswith((".py", ".c", ".h", ".sh"))
     }
@@ -46,8 +47,9 @@ class Userland:
         self._busybox = _read(program)
         listing = subprocess.run([program, "--list-full"], capture_output=True, text=True, check=True)
         self._applets = listing.stdout.split()
-        self._init = _compile("init", [*COMMON, *BARE], build)
-        self._bench = _compile("bench-syscalls", COMMON, build)
+        self._init = _compile(SOURCES, "init", [*COMMON, *BARE], build)
+        self._bench = _compile(SOURCES, "bench-syscalls", COMMON, build)
+        self._agent = _compile(AGENT, "agent", [*COMMON, *BARE], build)
 
     def initrd(self, modules: dict[str, bytes]) -> Tree:
         """A root file system in RAM with as few files as will do: busybox's shell finds its applets by itself.
@@ -83,6 +85,7 @@ class Userland:
         tree.directory("tmp", 0o1777)
         tree.file("bin/busybox", self._busybox, 0o755)
         tree.symlink("bin/sh", "busybox")
+        tree.file("sbin/pyvmm-agent", self._agent, 0o755)
         for name in ("halt", "poweroff", "reboot"):
             tree.symlink(f"sbin/{name}", "/bin/busybox")
         tree.file("etc/hostname", f"{self._hostname}\n".encode())
@@ -92,9 +95,9 @@ class Userland:
         return tree
 
 
-def _compile(name: str, flags: list[str], build: Build) -> bytes:
+def _compile(sources: str, name: str, flags: list[str], build: Build) -> bytes:
     program = os.path.join(build.work, name)
-    source = os.path.join(SOURCES, f"{name}.c")
+    source = os.path.join(sources, f"{name}.c")
     build.run(["gcc", *flags, "-o", program, source])
     return _read(program)
 

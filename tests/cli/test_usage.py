@@ -60,7 +60,7 @@ MISTAKES = {
     "timeout zero": (["--timeout", "0"], "--timeout: must be more than 0 and at most "),
     "timeout infinite": (["--timeout", "inf"], "--timeout: must be more than 0 and at most "),
     "trace": (["--trace", "pio,irq"], "--trace: irq cannot be traced\n  one of exits, pio, mmio, virtio, assist"),
-    "serial": (["--serial", "pty"], "--serial: 'pty' is no serial port\n  stdio, file:PATH or null"),
+    "serial": (["--serial", "pty"], "--serial: 'pty' is no serial port\n  stdio, quiet, file:PATH or null"),
     "serial without a file": (
         ["--serial", "file:"],
         "--serial: file: names no file\n  such as --serial file:guest.log",
@@ -86,6 +86,7 @@ MISTAKES = {
     "net multicast mac": (["--net", "tap=t,mac=01:00:5e:00:00:01"], "--net: "),
     "net mtu in words": (["--net", "tap=t,mtu=big"], "--net: 'big' is no number\n  such as mtu=1500"),
     "net mtu": (["--net", "tap=t,mtu=10"], "--net: mtu=10 is not within 68 … 65535"),
+    "name": (["--name", "a/b"], "--name: 'a/b' cannot be the name of a VM\n  1 to 63 letters, digits, dots, "),
     "too many devices": (
         ["--disk", "a.img"] * 15,
         "--disk, --net: 15 disks and 0 network cards are 1 too many for one machine",

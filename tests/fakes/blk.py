@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.fakes.driver import DriverQueue
+    from vmm.host.disk.overlay import OverlayDisk
     from vmm.host.disk.raw import RawDisk
 
 PATIENCE_S = 10.0
@@ -31,7 +32,9 @@ class BlkRig(Rig):
     *engine* is `python`, `native`, or `threads` for the native one without io_uring; *options* are `BlkDevice`'s.
     """
 
-    def __init__(self, engine: str, disk: RawDisk, *, memory_bytes: int = 4 << 20, **options: Any) -> None:
+    def __init__(
+        self, engine: str, disk: RawDisk | OverlayDisk, *, memory_bytes: int = 4 << 20, **options: Any
+    ) -> None:
         self.loop = SteppedLoop()
         self.blk = make_blk(engine, disk, self.loop, **options)
         super().__init__(self.blk, memory_bytes=memory_bytes, tracing=True)
@@ -93,7 +96,7 @@ class BlkRig(Rig):
         return {name.removeprefix("vda."): count for name, count in self.tally.counts.items()}
 
 
-def make_blk(engine: str, disk: RawDisk, loop: SteppedLoop, **options: Any) -> BlkDevice:
+def make_blk(engine: str, disk: RawDisk | OverlayDisk, loop: SteppedLoop, **options: Any) -> BlkDevice:
     """The device `vda` of *engine*."""
     if engine == "python":
         return BlkDevice("vda", disk, loop, **options)

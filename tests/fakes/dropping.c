@@ -1,5 +1,6 @@
 /* A disk with a volatile write cache: loaded before libc (LD_PRELOAD), it keeps what is written to the file $DROPPING in
- * memory until fdatasync. Killing the process is a power failure. */
+ * memory until fdatasync. Killing the process is a power failure. With $DROPPING_EARLY it also writes some of it at any
+ * time before, in any order, as a kernel does. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -18,6 +19,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char *content;
 static bool *dirty;
 static off_t size;
+static int fd_of_ours;
 
 static bool is_ours(int fd)
 {
@@ -26,6 +28,7 @@ static bool is_ours(int fd)
 
     if (!path || stat(path, &ours) || fstat(fd, &file) || file.st_ino != ours.st_ino || file.st_dev != ours.st_dev)
         return false;
+    fd_of_ours = fd;
     if (!content) {
         size = ours.st_size;
         content = malloc((size_t)size);
@@ -33,6 +36,13 @@ static bool is_ours(int fd)
         syscall(SYS_pread64, fd, content, size, 0);
     }
     return true;
+}
+
+static void write_back(off_t sector)
+{
+    if (dirty[sector])
+        syscall(SYS_pwrite64, fd_of_ours, content + sector * SECTOR, SECTOR, sector * SECTOR);
+    dirty[sector] = false;
 }
 
 static ssize_t copy(const struct iovec *iov, int count, off_t offset, bool write)
@@ -49,6 +59,8 @@ static ssize_t copy(const struct iovec *iov, int count, off_t offset, bool write
         offset += (off_t)piece;
         done += (ssize_t)piece;
     }
+    for (int i = 0; write && getenv("DROPPING_EARLY") && i < 2; i++)
+        write_back(rand() % (size / SECTOR));
     return done;
 }
 
@@ -90,10 +102,7 @@ int fdatasync(int fd)
     pthread_mutex_lock(&lock);
     if (is_ours(fd))
         for (off_t sector = 0; sector < size / SECTOR; sector++)
-            if (dirty[sector]) {
-                syscall(SYS_pwrite64, fd, content + sector * SECTOR, SECTOR, sector * SECTOR);
-                dirty[sector] = false;
-            }
+            write_back(sector);
     pthread_mutex_unlock(&lock);
     return 0;
 }

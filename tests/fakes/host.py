@@ -31,12 +31,18 @@ KVM_FOR_ALL = private_dev("mknod -m 666 /dev/kvm c 10 232")
 
 @contextmanager
 def public_directory() -> Iterator[str]:
-    """A directory that an ordinary user can read; the test is skipped where they cannot run pyvmm at all."""
+    """A directory that an ordinary user can read; the test is skipped where they cannot run pyvmm at all.
+
+    Their VMs are where an ordinary user's are.
+    """
     if subprocess.run([*NOBODY, PYVMM, "--version"], capture_output=True, check=False).returncode:
         (pytest.fail if required() else pytest.skip)(f"ordinary users may not run {PYVMM}")
     directory = tempfile.mkdtemp(prefix="pyvmm-test-")
+    runtime = os.environ.pop("PYVMM_RUN", "")
     try:
         os.chmod(directory, 0o755)
         yield directory
     finally:
+        os.environ["PYVMM_RUN"] = runtime
         shutil.rmtree(directory)
+        shutil.rmtree("/tmp/pyvmm-65534", ignore_errors=True)

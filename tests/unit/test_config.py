@@ -20,10 +20,12 @@ from vmm.config import (
     NetConfig,
     NetLimits,
     Rate,
+    VsockConfig,
     parse_disk,
     parse_net,
     parse_size,
     parse_trace,
+    parse_vsock,
 )
 from vmm.errors import ConfigError
 from vmm.layout import PCI_SLOTS, VIRTIO_GSIS
@@ -75,6 +77,11 @@ def test_any_text_is_a_size_or_a_config_error(text: str) -> None:
         ("a.img,serial=x=y", DiskConfig(path="a.img", serial="x=y")),
         ("a.img,serial=x,,y", DiskConfig(path="a.img", serial="x,y")),
         ("a,cache=none,discard=off,queues=4", DiskConfig(path="a", cache="none", discard=False, queues=4)),
+        ("a,snapshot=on", DiskConfig(path="a", snapshot=True)),
+        ("overlay=w.cow", DiskConfig(path="w.cow", overlay=True)),
+        ("overlay=w.cow,base=a,,b", DiskConfig(path="w.cow", overlay=True, base="a,b")),
+        ("overlay=w.cow,snapshot=on,serial=x", DiskConfig(path="w.cow", overlay=True, snapshot=True, serial="x")),
+        ("./overlay=w,snapshot=off", DiskConfig(path="./overlay=w")),
         ("a,werror=stop,cache=unsafe", DiskConfig(path="a", werror="stop", cache="unsafe")),
         (
             "a,iops=1000,bw=10M/50M",
@@ -103,6 +110,12 @@ def test_disks(text: str, disk: DiskConfig) -> None:
         "a,queues=-1",
         "a,werror=enospc",
         "a,size=1G",
+        "overlay=",
+        "a,base=b",
+        "a,snapshot=yes",
+        "a,snapshot=on,readonly",
+        "a,snapshot=on,cache=none",
+        "overlay=a,cache=none",
     ],
 )
 def test_what_is_no_disk(text: str) -> None:
@@ -111,7 +124,7 @@ def test_what_is_no_disk(text: str) -> None:
     assert caught.value.where == "--disk"
 
 
-@given(st.text(min_size=1, max_size=30).filter(lambda path: "\0" not in path))
+@given(st.text(min_size=1, max_size=30).filter(lambda path: "\0" not in path and not path.startswith("overlay=")))
 def test_any_path_can_be_written(path: str) -> None:
     assert parse_disk(path.replace(",", ",,")) == DiskConfig(path=path)
 
@@ -294,3 +307,32 @@ def test_a_configuration_is_frozen_and_comparable() -> None:
     assert hash(config) == hash(MachineConfig(kernel="k"))
     with pytest.raises(AttributeError):
         config.cpus = 2  # type: ignore[misc]
+
+
+# Sockets.
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "cid"),
+    [
+        ("guest.sock", "guest.sock", 3),
+        ("auto", "", 3),
+        ("a,,b,cid=4294967294", "a,b", 0xFFFF_FFFE),
+        ("auto,cid=7", "", 7),
+    ],
+)
+def test_vsock(text: str, path: str, cid: int) -> None:
+    assert parse_vsock(text) == VsockConfig(path=path, cid=cid)
+
+
+@pytest.mark.parametrize("text", ["", ",cid=3", "a,cid=2", "a,cid=4294967295", "a,cid=x", "a,cid", "a,uid=3"])
+def test_vsock_that_cannot_be(text: str) -> None:
+    with pytest.raises(ConfigError, match="--vsock"):
+        parse_vsock(text)
+
+
+def test_vsock_takes_the_place_of_a_device() -> None:
+    disks = tuple(DiskConfig(path=str(number)) for number in range(len(VIRTIO_GSIS) - 1))
+    MachineConfig(kernel="k", disks=disks)
+    with pytest.raises(ConfigError, match="1 too many"):
+        MachineConfig(kernel="k", disks=disks, vsock=VsockConfig())

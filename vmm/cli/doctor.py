@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
+from vmm.cli.verb import FORMAT, parse_verb, wants_json
 from vmm.host.doctor import HOST_CHECKS, Row
 from vmm.kvm.doctor import check_kvm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 #: Of the JSON form; a key may be added under the same number, but none changed or removed.
 JSON_VERSION = 1
@@ -25,6 +27,12 @@ def rows() -> Iterator[Row]:
     yield from check_kvm()
     for check in HOST_CHECKS:
         yield check()
+
+
+def main(arguments: Sequence[str], _say: Callable[[str], None]) -> int:
+    """Run `pyvmm doctor` with *arguments*; the exit code."""
+    parsed = parse_verb("doctor", "", arguments, (FORMAT,))
+    return doctor(sys.stdout, as_json=wants_json(parsed[1])) if parsed else EXIT_OK
 
 
 def doctor(output: TextIO, *, as_json: bool) -> int:

@@ -75,8 +75,10 @@ class Options:
             raise ConfigError(f"{self.one(name)!r} is no number of seconds", where=f"--{name}") from None
 
 
-def parse(arguments: Sequence[str], table: Sequence[Option]) -> Options:
+def parse(arguments: Sequence[str], table: Sequence[Option], operands: list[str] | None = None) -> Options:
     """Take *arguments* apart: `--name VALUE`, `--name=VALUE`, `-n VALUE`, `-nVALUE`, and switches.
+
+    What is no option is added to *operands*, if there may be any; so is all that comes after `--`.
 
     Raises:
         ConfigError: one of them is unknown, lacks its value, has one too many, or is given twice.
@@ -86,6 +88,12 @@ def parse(arguments: Sequence[str], table: Sequence[Option]) -> Options:
     given: dict[str, list[str]] = {}
     rest = iter(arguments)
     for argument in rest:
+        if operands is not None and argument == "--":
+            operands.extend(rest)
+            break
+        if operands is not None and not argument.startswith("-"):
+            operands.append(argument)
+            continue
         if argument.startswith("--"):
             flag, equals, value = argument.partition("=")
         else:

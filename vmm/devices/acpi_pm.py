@@ -21,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm.state import State
+
 SIZE = 16
 RESET_OFFSET = 0x0C
 RESET_VALUE = 1
@@ -36,6 +38,7 @@ class AcpiPm(RegisterBlock):
     """Power-off, reset and the timer; the callables are called with `lock` held. No fixed event ever happens."""
 
     name = "acpi-pm"
+    kept = ("_enable", "_control")
 
     def __init__(
         self,
@@ -49,6 +52,19 @@ class AcpiPm(RegisterBlock):
         self._clock_ns = clock_ns
         self._enable = 0
         self._control = 0
+        self._clock_offset_ns = 0
+
+    def state(self) -> State:
+        """As `RegisterBlock.state`."""
+        return super().state() | {"now_ns": self._now_ns()}
+
+    def restore(self, state: State) -> None:
+        """As `RegisterBlock.restore`: the timer goes on where it was."""
+        super().restore(state)
+        self._clock_offset_ns = state["now_ns"] - self._clock_ns()
+
+    def _now_ns(self) -> int:
+        return self._clock_ns() + self._clock_offset_ns
 
     @register(0x00, "PM1a_STS", width=2)
     def status(self) -> int:
@@ -74,7 +90,7 @@ class AcpiPm(RegisterBlock):
 
     @register(0x08, "PM_TMR", width=4)
     def timer(self) -> int:
-        return self._clock_ns() * PM_TIMER_HZ // 1_000_000_000 & 0xFFFF_FFFF
+        return self._now_ns() * PM_TIMER_HZ // 1_000_000_000 & 0xFFFF_FFFF
 
     @register(RESET_OFFSET, "RESET", width=1)
     def reset_register(self) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.irq import IrqLine
+    from vmm.state import State
 
 SIZE = 2
 
@@ -46,6 +47,7 @@ class Cmos(RegisterBlock):
     """
 
     name = "cmos"
+    kept = ("_index", "_memory", "_offset_s", "_checked_s")
 
     def __init__(
         self,
@@ -68,6 +70,22 @@ class Cmos(RegisterBlock):
         self._setting: dict[int, int] | None = None  # the time registers while the guest holds B.SET
         self._checked_s = self._now_s()  # alarms up to this second have been looked at
         self._ticking = False
+
+    def state(self) -> State:
+        """As `RegisterBlock.state`."""
+        return super().state() | {"setting": None if self._setting is None else list(self._setting.values())}
+
+    def restore(self, state: State) -> None:
+        """As `RegisterBlock.restore`. The clock is right: the guest's offset from the host's clock is kept."""
+        super().restore(state)
+        setting = state["setting"]
+        self._setting = None if setting is None else dict(zip(_TIME, map(int, setting), strict=True))
+
+    def revive(self) -> None:
+        """As `RegisterBlock.revive`."""
+        if self._memory[_C] & _C_IRQF:
+            self._irq.pulse()
+        self._tick_on()
 
     @register(0, "INDEX", width=1)
     def index(self) -> int:

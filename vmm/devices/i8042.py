@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.irq import IrqLine
+    from vmm.state import State
 
 SIZE = 5
 #: What the keyboard keeps for a guest that does not read.
@@ -38,6 +39,8 @@ class I8042(RegisterBlock):
     """The controller; *reset* is called (lock held) when the guest pulls the processor's reset line."""
 
     name = "i8042"
+    _awaiters = ("_set_mode", "_set_output_port", "_reply", "_ignore", "_take_parameter", "_select_scan_codes")
+    kept = ("_mode", "_last_was_command", "_replies", "_keyboard", "_last_data")
 
     def __init__(self, irq: IrqLine, reset: Callable[[], None]) -> None:
         super().__init__()
@@ -45,11 +48,31 @@ class I8042(RegisterBlock):
         self._reset = reset
         self._mode = _MODE_KEYBOARD_IRQ | _MODE_SYSTEM | _MODE_MOUSE_OFF | _MODE_TRANSLATE
         self._last_was_command = False
+        #: One of `_awaiters`.
         self._awaiting: Callable[[int], None] | None = None  # who takes the next byte written to the data port
         self._replies: deque[int] = deque()  # the controller's own, a byte or none
         self._keyboard: deque[int] = deque(maxlen=KEYBOARD_BUFFER_SIZE)
         self._output: int | None = None
         self._last_data = 0
+
+    def state(self) -> State:
+        """As `RegisterBlock.state`."""
+        awaiting = next((name for name in self._awaiters if getattr(self, name) == self._awaiting), None)
+        return super().state() | {"awaiting": awaiting, "output": self._output}
+
+    def restore(self, state: State) -> None:
+        """As `RegisterBlock.restore`."""
+        super().restore(state)
+        awaiting, output = state["awaiting"], state["output"]
+        if awaiting not in (None, *self._awaiters):
+            raise ValueError("i8042 awaits what it cannot")
+        self._awaiting = getattr(self, awaiting) if awaiting else None
+        self._output = None if output is None else int(output)
+
+    def revive(self) -> None:
+        """As `RegisterBlock.revive`."""
+        if self._output is not None and self._mode & _MODE_KEYBOARD_IRQ:
+            self._irq.pulse()
 
     def send_ctrl_alt_del(self) -> None:
         """Press and release Ctrl-Alt-Del. Called with `lock` held."""

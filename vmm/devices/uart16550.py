@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from vmm.host.console import ByteSink
     from vmm.irq import IrqLine
+    from vmm.state import State
 
 FIFO_SIZE = 16
 #: What the transmitter holds while the host takes no more: what was posted, and what the guest wrote before it knew.
@@ -68,6 +69,10 @@ class Uart16550(RegisterBlock):
     """
 
     name = "com1"
+    kept = (
+        "_input", "_received", "_sending", "_divisor", "_ier", "_fcr", "_lcr", "_mcr", "_scratch", "_msr", "_overrun",
+        "_thr_interrupt", "_rts_used", "_lsr_reads", "_interrupting",
+    )  # fmt: skip
 
     def __init__(self, irq: IrqLine, output: ByteSink) -> None:
         super().__init__()
@@ -111,12 +116,32 @@ class Uart16550(RegisterBlock):
         self._signal()
         return not self._input_stopped
 
+    @property
+    def input_stopped(self) -> bool:
+        """Whether `receive` has said False, and `input_wanted` is yet to be called."""
+        return self._input_stopped
+
     def output_drained(self) -> None:
         """The output takes bytes again: send what has been waiting."""
         if self._sending and self._output.write(bytes(self._sending)):
             self._sending.clear()
             self._thr_interrupt = True
         self._signal()
+
+    def state(self) -> State:
+        """As `RegisterBlock.state`."""
+        self._take_posted()
+        return super().state()
+
+    def restore(self, state: State) -> None:
+        """As `RegisterBlock.restore`."""
+        super().restore(state)
+        self._show()
+
+    def revive(self) -> None:
+        """As `RegisterBlock.revive`."""
+        self.output_drained()
+        self._signal(looked=True)
 
     # The guest's side.
 

@@ -126,12 +126,26 @@ class ConsoleTail:
 
     def __init__(self) -> None:
         self._bytes = bytearray()
+        self._listener: Callable[[bytes], None] | None = None
+        self._lock = threading.Lock()
 
     def feed(self, data: bytes) -> None:
         """Remember *data*."""
-        self._bytes += data
-        if len(self._bytes) > 2 * TAIL_SIZE:
-            del self._bytes[:-TAIL_SIZE]
+        with self._lock:
+            self._bytes += data
+            if len(self._bytes) > 2 * TAIL_SIZE:
+                del self._bytes[:-TAIL_SIZE]
+            if self._listener is not None:
+                self._listener(data)
+
+    def listen(self, listener: Callable[[bytes], None]) -> bytes:
+        """Give *listener* all that is fed from now on, and the caller what is remembered.
+
+        *listener* is called with the lock of the device that prints: it only makes a note.
+        """
+        with self._lock:
+            self._listener = listener
+            return bytes(self._bytes)
 
     def lines(self, count: int) -> list[str]:
         """The last *count* lines, without line ends; control characters but tabs shown as `?`."""

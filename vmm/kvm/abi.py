@@ -13,6 +13,7 @@ KVM_API_VERSION = 12
 # ioctls on /dev/kvm
 KVM_GET_API_VERSION = 0xAE00
 KVM_CREATE_VM = 0xAE01
+KVM_GET_MSR_INDEX_LIST = 0xC004AE02
 KVM_CHECK_EXTENSION = 0xAE03
 KVM_GET_VCPU_MMAP_SIZE = 0xAE04
 KVM_GET_SUPPORTED_CPUID = 0xC008AE05
@@ -22,10 +23,16 @@ KVM_SET_USER_MEMORY_REGION = 0x4020AE46
 KVM_SET_TSS_ADDR = 0xAE47
 KVM_SET_IDENTITY_MAP_ADDR = 0x4008AE48
 KVM_CREATE_IRQCHIP = 0xAE60
+KVM_GET_IRQCHIP = 0xC208AE62
+KVM_SET_IRQCHIP = 0x8208AE63
 KVM_SET_GSI_ROUTING = 0x4008AE6A
 KVM_IRQFD = 0x4020AE76
 KVM_CREATE_PIT2 = 0x4040AE77
 KVM_IOEVENTFD = 0x4040AE79
+KVM_SET_CLOCK = 0x4030AE7B
+KVM_GET_CLOCK = 0x8030AE7C
+KVM_GET_PIT2 = 0x8070AE9F
+KVM_SET_PIT2 = 0x4070AEA0
 KVM_ENABLE_CAP = 0x4068AEA3
 KVM_X86_SET_MSR_FILTER = 0x4188AEC6
 # ioctls on a vCPU
@@ -38,15 +45,21 @@ KVM_GET_MSRS = 0xC008AE88
 KVM_SET_MSRS = 0x4008AE89
 KVM_GET_FPU = 0x81A0AE8C
 KVM_SET_FPU = 0x41A0AE8D
+KVM_GET_LAPIC = 0x8400AE8E
+KVM_SET_LAPIC = 0x4400AE8F
 KVM_SET_CPUID2 = 0x4008AE90
 KVM_GET_MP_STATE = 0x8004AE98
 KVM_SET_MP_STATE = 0x4004AE99
 KVM_SET_GUEST_DEBUG = 0x4048AE9B
 KVM_GET_VCPU_EVENTS = 0x8040AE9F
 KVM_SET_VCPU_EVENTS = 0x4040AEA0
+KVM_GET_DEBUGREGS = 0x8080AEA1
+KVM_SET_DEBUGREGS = 0x4080AEA2
 KVM_GET_XSAVE = 0x9000AEA4
-KVM_GET_XCRS = 0x8188AEA6
 KVM_SET_XSAVE = 0x5000AEA5
+KVM_GET_XCRS = 0x8188AEA6
+KVM_SET_XCRS = 0x4188AEA7
+KVM_KVMCLOCK_CTRL = 0xAEAD
 
 KVM_CAP_IRQCHIP = 0
 KVM_CAP_USER_MEMORY = 3
@@ -356,6 +369,41 @@ class kvm_xcrs(ctypes.Structure):
     _fields_ = [("nr_xcrs", c_uint32), ("flags", c_uint32), ("xcrs", kvm_xcr * 16), ("padding", c_uint64 * 16)]
 
 
+class kvm_clock_data(ctypes.Structure):
+    """The VM's clock (kvm-clock, Hyper-V's reference time) in nanoseconds."""
+
+    _fields_ = [
+        ("clock", c_uint64),
+        ("flags", c_uint32),
+        ("pad0", c_uint32),
+        ("realtime", c_uint64),
+        ("host_tsc", c_uint64),
+        ("pad", c_uint32 * 4),
+    ]
+
+
+class kvm_irqchip(ctypes.Structure):
+    """The state of one interrupt controller, `KVM_IRQCHIP_…`; pyvmm looks at none of it."""
+
+    _fields_ = [("chip_id", c_uint32), ("pad", c_uint32), ("chip", c_uint8 * 512)]
+
+
+MSR_INDICES_MAX = 1024
+
+
+class kvm_msr_list(ctypes.Structure):
+    """The MSRs that make up a vCPU's state."""
+
+    indices: ctypes.Array[c_uint32]
+    _fields_ = [("nmsrs", c_uint32), ("indices", c_uint32 * MSR_INDICES_MAX)]
+
+
+# Kept as they are.
+kvm_debugregs = c_uint8 * 128
+kvm_lapic_state = c_uint8 * 1024
+kvm_pit_state2 = c_uint8 * 112
+
+
 class kvm_run_header(ctypes.Structure):
     """The fixed start of `struct kvm_run`; the exit's union follows at `RUN_EXIT`."""
 
@@ -403,6 +451,9 @@ _SIZES: dict[type, int] = {
     kvm_fpu: 416,
     kvm_xsave: 4096,
     kvm_xcrs: 392,
+    kvm_clock_data: 48,
+    kvm_irqchip: 520,
+    kvm_msr_list: 4 + 4 * MSR_INDICES_MAX,
     kvm_run_header: RUN_EXIT,
 }
 for _struct, _size in _SIZES.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from vmm.kvm import abi
 
 #: Bits of leaf 0x4000_0001 by which KVM offers hypercalls to Linux (Documentation/virt/kvm/x86/cpuid.rst).
@@ -58,6 +60,20 @@ def _add_core_levels(table: abi.kvm_cpuid2) -> None:
             added = table.entries[table.nent]
             added.function, added.index, added.flags = leaf, 1, abi.KVM_CPUID_FLAG_SIGNIFCANT_INDEX
             table.nent += 1
+
+
+def difference(ours: bytes, theirs: bytes) -> str:
+    """Where the CPUID table *theirs* is another than *ours*, both as `Vcpu.cpuid`; empty if nowhere."""
+    if ours == theirs:
+        return ""
+    tables = [
+        {leaf[:2]: leaf[3:7] for leaf in struct.iter_unpack("<7I12x", table[8:])}
+        for table in (ours, theirs[: 8 + (len(theirs) - 8) // 40 * 40])
+    ]
+    for leaf in sorted(tables[0].keys() | tables[1].keys()):
+        if tables[0].get(leaf) != tables[1].get(leaf):
+            return f"leaf {leaf[0]:#x}, {leaf[1]}"
+    return "the order of the leaves"
 
 
 def hide(table: abi.kvm_cpuid2, function: int, register: str, bits: int) -> None:

@@ -8,8 +8,10 @@ from vmm.kvm import abi
 from vmm.kvm.ioctl import ioctl
 from vmm.kvm.vm import Vm
 
+IA32_TSC = 0x10
 IA32_MISC_ENABLE = 0x1A0
 MISC_ENABLE_FAST_STRINGS = 1
+IA32_TSC_DEADLINE = 0x6E0
 EFER = 0xC000_0080
 STAR = 0xC000_0081
 LSTAR = 0xC000_0082

@@ -211,6 +211,11 @@ class Vcpu:
         self._cpuid = table
         ioctl("KVM_SET_CPUID2", self.fd, abi.KVM_SET_CPUID2, table)
 
+    @property
+    def cpuid(self) -> bytes:
+        """What was last given to `set_cpuid`."""
+        return bytes(self._cpuid)[: 8 + ctypes.sizeof(abi.kvm_cpuid_entry2) * self._cpuid.nent]
+
     def get_msrs(self, indices: Iterable[int]) -> list[int]:
         """The values of the MSRs *indices*, at most `abi.MSRS_PER_CALL`.
 

@@ -58,6 +58,7 @@ static void *serve(void *argument)
     steps_publish(q);
     if (q->aio)
         aio_close(q->aio);
+    q->aio = NULL;
     if (more < 0)
         worker_fail(&q->worker, &fault);
     return NULL;
@@ -72,6 +73,7 @@ struct blk_disk *blk_open(const struct blk_config *config)
     if (disk) {
         disk->config = *config;
         atomic_init(&disk->no_wait, true);
+        pthread_mutex_init(&disk->own_lock, NULL);
         bucket_init(&disk->iops);
         bucket_init(&disk->bw);
     }
@@ -80,6 +82,7 @@ struct blk_disk *blk_open(const struct blk_config *config)
 
 void blk_close(struct blk_disk *disk)
 {
+    pthread_mutex_destroy(&disk->own_lock);
     free(disk);
 }
 
@@ -128,6 +131,23 @@ void blk_stop(struct blk_queue *q)
     if (q->running)
         worker_stop(&q->worker);
     q->running = false;
+}
+
+int blk_go_on(struct blk_queue *q)
+{
+    int error;
+
+    if (q->running)
+        return 0;
+    atomic_store(&q->worker.stopping, false);
+    error = worker_start(&q->worker, "blk", serve, q);
+    q->running = !error;
+    return error;
+}
+
+bool blk_waits(const struct blk_queue *q)
+{
+    return q->parked;
 }
 
 void blk_free(struct blk_queue *q)

@@ -3,9 +3,22 @@
 
 #include "api.h"
 
-/* Everything Python decided about a disk. fd stays the caller's. */
+enum { BLK_LAYERS = 8 };
+
+/* One file of a disk of several, and the map of the blocks of 4096 bytes that it has; NULL: all. */
+struct blk_layer {
+    int fd;
+    uint8_t *own;
+};
+
+/* Everything Python decided about a disk. fd stays the caller's, as all that is pointed to. */
 struct blk_config {
     int fd;             /* the image, through the page cache */
+    struct blk_layer layers[BLK_LAYERS]; /* of a disk of several files, from the top */
+    unsigned layer_count;                /* 0: there is only the image */
+    uint64_t map_at, map_pages; /* where the top's map is in its file, */
+    uint8_t *dirty;             /* a byte for each page of 4096 bytes that the file does not have yet, or NULL */
+    uint8_t *failed;            /* a flush has lost data */
     int direct_fd;      /* the image around it, or -1 */
     uint32_t alignment; /* what direct_fd wants of addresses, offsets and lengths, in bytes */
     uint64_t size_bytes;
@@ -48,6 +61,10 @@ struct blk_queue *blk_start(struct blk_disk *disk, const struct ring_config *rin
                             const struct region *regions, size_t count, int event_fd);
 /* End the thread, when all requests it has begun are done: guest memory is touched no more. Idempotent. */
 void blk_stop(struct blk_queue *queue);
+/* Go on after a stop, from where it was; 0 or an errno. */
+int blk_go_on(struct blk_queue *queue);
+/* Whether something is parked. Only while the queue is stopped. */
+bool blk_waits(const struct blk_queue *queue);
 void blk_free(struct blk_queue *queue);
 
 /* From here on, any thread. */

@@ -35,6 +35,9 @@ struct blk_request {
     struct iovec *iov;        /* what is left of the data */
     unsigned count;
     struct iovec *saved;      /* the array behind iov, where it is the request's own */
+    struct iovec *cut;        /* the last piece of a read that is cut short, or NULL; */
+    size_t cut_bytes;         /* the length it lost, … */
+    unsigned cut_count;       /* … and the pieces behind it */
     struct iovec few[FEW];
 };
 

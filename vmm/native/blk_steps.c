@@ -1,4 +1,4 @@
-#include "blk_steps.h"
+#include "blk_overlay.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -148,19 +148,56 @@ static bool aligned(const struct blk_request *request, uint32_t alignment)
     return !(all & (alignment - 1));
 }
 
+/* Leave of a read what one file has, until widen: that file. */
+static int narrow(const struct blk_config *disk, struct blk_request *request)
+{
+    uint64_t run;
+    unsigned piece = 0;
+    const int fd = overlay_find(disk, request->offset, request->left, &run);
+
+    while (run > request->iov[piece].iov_len)
+        run -= request->iov[piece++].iov_len;
+    request->cut = &request->iov[piece];
+    request->cut_bytes = request->cut->iov_len - run;
+    request->cut_count = request->count - piece - 1;
+    request->cut->iov_len = run;
+    request->count = piece + 1;
+    return fd;
+}
+
+static void widen(struct blk_request *request)
+{
+    if (!request->cut)
+        return;
+    request->cut->iov_len += request->cut_bytes;
+    request->count += request->cut_count;
+    request->cut = NULL;
+}
+
+/* Do a read, or what is left of it in one file, if that need not wait: as aio_perform, -EAGAIN if it need. */
+static long read_now(struct blk_disk *disk, struct blk_request *request)
+{
+    const int fd = disk->config.layer_count ? narrow(&disk->config, request) : disk->config.fd;
+    const long result = aio_perform(request, fd, RWF_NOWAIT);
+
+    widen(request);
+    return result;
+}
+
 /* Do steps that need not wait until one does. What goes around the page cache waits, and what is not in it; a write
- * into the page cache seldom does, and handing it to a thread costs more than itself.
+ * into the page cache seldom does, and handing it to a thread costs more than itself. All changes of an overlay are
+ * done here, for they go together with those of its map.
  * True if the request is over; false if its step is to be done by blk_aio, on *fd, or to be parked (*fd negative). */
 static bool proceed(struct blk_queue *q, struct blk_request *request, int *fd)
 {
     const struct blk_config *disk = &q->disk->config;
 
     while (request->step != STEP_NONE) {
-        const bool read = request->step == STEP_READ;
+        const bool read = request->step == STEP_READ, over_others = disk->layer_count && !read;
         long result;
 
         *fd = disk->fd;
-        if (!read && request->step != STEP_WRITE)
+        if (!read && !over_others && request->step != STEP_WRITE)
             return false;
         if (disk->direct_fd >= 0 && aligned(request, disk->alignment)) {
             *fd = disk->direct_fd;
@@ -168,8 +205,11 @@ static bool proceed(struct blk_queue *q, struct blk_request *request, int *fd)
         }
         if (read && !atomic_load_explicit(&q->disk->no_wait, memory_order_relaxed))
             return false;
-        result = aio_perform(request, disk->fd, read ? RWF_NOWAIT : 0);
-        if (result == -EAGAIN)
+        if (read)
+            result = read_now(q->disk, request);
+        else
+            result = over_others ? overlay_change(q->disk, request) : aio_perform(request, disk->fd, 0);
+        if (result == -EAGAIN && !over_others)
             return false;
         if (result == -EOPNOTSUPP && read) {
             atomic_store_explicit(&q->disk->no_wait, false, memory_order_relaxed);
@@ -223,6 +263,8 @@ static void place(struct blk_queue *q, struct blk_request *request, bool over, i
     }
     if (!over && begin_aio(q)) {
         q->in_flight++;
+        if (q->disk->config.layer_count)
+            fd = narrow(&q->disk->config, request);
         aio_submit(q->aio, request, fd);
         return;
     }
@@ -268,6 +310,7 @@ bool steps_reap(struct blk_queue *q, bool wait)
     while (q->in_flight && (request = aio_reap(q->aio, wait))) {
         q->in_flight--;
         any = true;
+        widen(request);
         if (advance(q, request, request->result) || fail(q, request, (int)-request->result))
             go_on(q, request);
         else

@@ -10,6 +10,7 @@ enum { IN_FLIGHT_MAX = 256 }; /* requests of one queue */
 struct blk_disk {
     struct blk_config config;
     atomic_bool no_wait; /* preadv2 may be asked not to wait */
+    pthread_mutex_t own_lock; /* held while blocks become those of an overlay, and while it is flushed */
     struct bucket iops, bw;
 };
 

@@ -15,12 +15,12 @@ import cffi
 
 _HERE = os.path.dirname(os.path.relpath(os.path.abspath(__file__)))
 #: Headers that Python sees, and the sources.
-_API = ("api.h", "blk_api.h", "lan_api.h", "net_api.h", "vcpu_api.h")
+_API = ("api.h", "blk_api.h", "lan_api.h", "net_api.h", "pages_api.h", "vcpu_api.h")
 _SOURCES = (
-    *("blk.c", "blk_aio.c", "blk_request.c", "blk_steps.c"),
+    *("blk.c", "blk_aio.c", "blk_overlay.c", "blk_request.c", "blk_steps.c"),
     *("lan.c", "lan_pcap.c", "lan_table.c"),
     *("net.c", "net_link.c", "net_rules.c", "net_rx.c", "net_tx.c"),
-    *("ring.c", "vcpu.c", "worker.c"),
+    *("pages.c", "ring.c", "vcpu.c", "worker.c"),
 )
 
 

@@ -250,6 +250,14 @@ void net_pair_forget(struct net_pair *pair, bool tx)
         pair->has_rx = false;
 }
 
+void net_pair_positions(const struct net_pair *pair, uint16_t positions[4])
+{
+    positions[0] = (uint16_t)(ring_next_avail(&pair->rx.ring) - pair->held_count);
+    positions[1] = ring_next_used(&pair->rx.ring);
+    positions[2] = ring_next_avail(&pair->tx.ring);
+    positions[3] = ring_next_used(&pair->tx.ring);
+}
+
 void net_pair_rewire(struct net_pair *pair, bool tx, int irq_fd, uint64_t flag)
 {
     queue_rewire(tx ? &pair->tx : &pair->rx, irq_fd, flag);

@@ -55,6 +55,9 @@ void net_pair_close(struct net_pair *pair);
 int net_pair_start(struct net_pair *pair);
 /* When this returns the worker touches neither guest memory nor the link. Nothing happens if it was not started. */
 void net_pair_stop(struct net_pair *pair);
+/* Where the queues go on, if the received frame in hand is given up: the next entries of rx's available and used rings,
+ * then of tx's. Only while the worker is stopped. */
+void net_pair_positions(const struct net_pair *pair, uint16_t positions[4]);
 /* The driver takes a queue back; only while the worker is stopped. */
 void net_pair_forget(struct net_pair *pair, bool tx);
 void net_pair_rewire(struct net_pair *pair, bool tx, int irq_fd, uint64_t flag);

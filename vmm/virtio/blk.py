@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from vmm.config import Rate
     from vmm.eventloop import EventLoop
+    from vmm.state import State
     from vmm.virtio.chain import DescriptorChain
     from vmm.virtio.device import ActiveDevice
 
@@ -196,6 +197,15 @@ class BlkDevice(VirtioDevice):
         """As `VirtioDevice.reset`."""
         self._active = None
         self._stalled = False
+
+    def state(self) -> State:
+        """As `VirtioDevice.state`: what the driver takes for granted of the disk."""
+        return {"size_bytes": self._size_bytes}
+
+    def restore(self, state: State) -> None:
+        """As `VirtioDevice.restore`."""
+        if state["size_bytes"] != self._size_bytes:
+            raise ValueError(f"{self.name} has {self._size_bytes} bytes, and had {state['size_bytes']}")
 
     def notify(self, active: ActiveDevice, index: int) -> None:
         """Do all requests in the queue, as far as the limits let it."""

@@ -11,12 +11,15 @@ from vmm.virtio.blk import BlkDevice, BlkFeature
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Protocol
+    from collections.abc import Callable, Sequence
+    from typing import Any, Protocol
+
+    from typing_extensions import Buffer
 
     from vmm.config import Rate
     from vmm.eventloop import EventLoop
     from vmm.native._engine import CData
+    from vmm.state import State
     from vmm.virtio import blk
     from vmm.virtio.device import ActiveDevice
 
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
         alignment: int
         #: Whether a flush does anything.
         flushes: bool
+
+        #: The files it is made of, where there are several (`vmm.host.disk.overlay.OverlayDisk`).
+        @property
+        def layers(self) -> Sequence[object]: ...
 
 
 class NativeBlkDevice(BlkDevice):
@@ -55,6 +62,7 @@ class NativeBlkDevice(BlkDevice):
         self._native: CData = None
         self._workers: dict[int, CData] = {}
         self._event_fd = -1
+        self._stands = False
 
     def activate(self, active: ActiveDevice) -> None:
         """Start the workers.
@@ -68,6 +76,7 @@ class NativeBlkDevice(BlkDevice):
             ffi.new(
                 "struct blk_config *",
                 {
+                    **_layers(disk),
                     "fd": disk.fd,
                     "direct_fd": disk.direct_fd,
                     "alignment": disk.alignment,
@@ -86,6 +95,10 @@ class NativeBlkDevice(BlkDevice):
         self._limit()
         self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._loop.watch(self._event_fd, active.guarded(self._look), active.lock)
+        if not self._stands:
+            self._start_workers(active)
+
+    def _start_workers(self, active: ActiveDevice) -> None:
         regions = native.regions(active.memory)
         for index, queue in enumerate(active.queues):
             if queue is not None:
@@ -152,6 +165,41 @@ class NativeBlkDevice(BlkDevice):
         self._loop.unwatch(self._event_fd)
         os.close(self._event_fd)
 
+    def stand(self) -> None:
+        """As `VirtioDevice.stand`."""
+        self._stands = True
+        for index, worker in self._workers.items():
+            lib.blk_stop(worker)
+            queue = self._active.queues[index] if self._active is not None else None
+            if queue is not None:
+                queue.go_on_at(lib.blk_next_avail(worker), lib.blk_next_used(worker))
+
+    def go_on(self) -> None:
+        """As `VirtioDevice.go_on`."""
+        self._stands = False
+        active = self._active
+        if active is None:
+            return
+        if not self._workers:
+            self._start_workers(active)
+            return
+        for index, worker in self._workers.items():
+            queue = active.queues[index]
+            if queue is not None and not queue.stopped and (code := lib.blk_go_on(worker)):
+                raise HostError(f"cannot start a disk's thread: {os.strerror(code)}")
+
+    def state(self) -> State:
+        """As `VirtioDevice.state`.
+
+        Raises:
+            BackendError: a write has failed and waits for `resume`.
+        """
+        if any(lib.blk_waits(worker) for worker in self._workers.values()):
+            raise BackendError(
+                "a write waits until it can be done", where=self._file.path, fix="make it possible, and resume the VM"
+            )
+        return super().state()
+
     def counters(self) -> dict[str, int]:
         """What the workers have counted since `activate`. Under the transport's lock."""
         counters = ffi.new("struct blk_counters *")
@@ -183,6 +231,28 @@ class NativeBlkDevice(BlkDevice):
                     self._on_stall(message)
                 else:
                     active.report(message)
+
+
+def _layers(disk: FileDisk) -> dict[str, Any]:
+    """What the engine is to know of a disk of several files."""
+    if not disk.layers:
+        return {}
+    from vmm.host.disk.overlay import OverlayDisk
+
+    assert isinstance(disk, OverlayDisk)
+    # SAFETY: the disk keeps the maps as long as it is open, and it is closed after the workers have ended.
+    maps = {
+        "layers": [(file.fd, ffi.NULL if own is None else _bytes(own)) for file, own in disk.layers],
+        "layer_count": len(disk.layers),
+        "failed": _bytes(disk.failed),
+    }
+    if disk.map_at is not None:
+        maps |= {"map_at": disk.map_at, "map_pages": len(disk.dirty), "dirty": _bytes(disk.dirty)}
+    return maps
+
+
+def _bytes(buffer: Buffer) -> CData:
+    return ffi.from_buffer("uint8_t[]", buffer)
 
 
 _COUNTERS = tuple(name for name, _ in ffi.typeof("struct blk_counters").fields)

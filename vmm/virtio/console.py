@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import struct
 
+from vmm.state import attributes, put_back
 from vmm.virtio import chain
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.spec import DeviceId
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.host.console import ByteSink
+    from vmm.state import State
     from vmm.virtio.chain import DescriptorChain
     from vmm.virtio.device import ActiveDevice
 
@@ -84,6 +86,11 @@ class ConsoleDevice(VirtioDevice):
         self._rouse(RECEIVE)
         return not self._input_stopped
 
+    @property
+    def input_stopped(self) -> bool:
+        """Whether `receive` has said False, and `input_wanted` is yet to be called."""
+        return self._input_stopped
+
     def output_drained(self) -> None:
         """The output takes bytes again: send what has been waiting."""
         self._rouse(TRANSMIT)
@@ -116,6 +123,14 @@ class ConsoleDevice(VirtioDevice):
         if self._input_stopped and not self._input:
             self._input_stopped = False
             self.input_wanted()
+
+    def state(self) -> State:
+        """As `VirtioDevice.state`."""
+        return attributes(self, ("_input", "_sent"))
+
+    def restore(self, state: State) -> None:
+        """As `VirtioDevice.restore`."""
+        put_back(self, ("_input", "_sent"), state)
 
     def reset(self) -> None:
         """Let go of the driver; the input that it did not take waits for the next one."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm.memory import GuestMemory
+    from vmm.state import State
     from vmm.trace import Tally, Trace
     from vmm.virtio.chain import DescriptorChain
     from vmm.virtio.interrupts import Interrupts
@@ -167,3 +168,28 @@ class VirtioDevice:
 
     def reset(self) -> None:
         """Let go of everything `activate` gave. When it returns the device touches guest memory no more."""
+
+    # A machine that stands. Devices that only work when they are called need none of this.
+
+    def stand(self) -> None:
+        """Touch guest memory and the back end no more, until `go_on`; before `activate` too.
+
+        What was begun is done when it returns, and `active.queues` say where each queue goes on.
+
+        Raises:
+            GuestFault: the driver broke a ring before that.
+        """
+
+    def go_on(self) -> None:
+        """Go on."""
+
+    def state(self) -> State:
+        """What a driver that goes on would miss, the queues apart. Only while the device stands and is live."""
+        return {}
+
+    def restore(self, state: State) -> None:
+        """Go on from *state*. Only after `activate` of a device that stands.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no state of such a device.
+        """

@@ -78,6 +78,14 @@ class LineInterrupts:
         if causes & Interrupt.CONFIG_CHANGE:
             self._causes[1] = 0
 
+    def state(self) -> bytes:
+        """The causes."""
+        return bytes(self._causes)
+
+    def restore(self, state: bytes) -> None:
+        """Undo `state`; the line is left alone."""
+        self._causes[0], self._causes[1] = state
+
     def reset(self) -> None:
         """As `Interrupts.reset`."""
         self._causes[0] = self._causes[1] = 0

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from vmm.config import NetLimits
     from vmm.eventloop import EventLoop
+    from vmm.state import State
     from vmm.virtio.device import ActiveDevice
 
     class UplinkQueue(Protocol):
@@ -114,6 +115,13 @@ if TYPE_CHECKING:
         def stop(self) -> None:
             """Touch guest memory and uplink no more."""
 
+        def stand(self) -> None:
+            """The same until `go_on`, also where `enable` comes meanwhile. Then the queues say where they go on; a
+            received frame that is not with the driver yet may be lost."""
+
+        def go_on(self) -> None:
+            """Go on with the pairs that are enabled."""
+
 
 _QUEUE_SIZE, _CONTROL_SIZE = 256, 64
 _CONFIG = struct.Struct("<6sHHH")
@@ -156,6 +164,7 @@ class NetDevice(VirtioDevice):
         self.features = _FEATURES | (NetFeature.MQ if self._pairs_max > 1 else 0)
         self.features |= (_OFFLOADS if uplink.has_offloads else 0) | (_USO if uplink.segments_udp else 0)
         self._status = _LINK_UP
+        self._pairs = 1
         self._filter = RxFilter(mac, promiscuous=True)
         self._active: ActiveDevice | None = None
         self.config += bytes(_CONFIG.size)
@@ -204,6 +213,31 @@ class NetDevice(VirtioDevice):
         self._status = _LINK_UP
         self._show_config()
 
+    def stand(self) -> None:
+        """As `VirtioDevice.stand`."""
+        self._path.stand()
+
+    def go_on(self) -> None:
+        """As `VirtioDevice.go_on`."""
+        self._path.go_on()
+
+    def state(self) -> State:
+        """As `VirtioDevice.state`."""
+        return {
+            "filter": self._filter.state(),
+            "status": self._status,
+            "pairs": self._pairs,
+            "offloads": self._rules.offloads,
+        }
+
+    def restore(self, state: State) -> None:
+        """As `VirtioDevice.restore`."""
+        self._filter.restore(state["filter"])
+        self._status = int(state["status"]) & (_LINK_UP | _ANNOUNCE)
+        self.filter_changed()
+        if not self.enable_pairs(state["pairs"]) or not self.set_offloads(state["offloads"]):
+            raise ValueError(f"{self.name} cannot go on with {state['pairs']} queue pairs")
+
     def announce(self) -> None:
         """Have the driver announce itself to its network, if it can: the uplink is at another place now."""
         active = self._active
@@ -241,7 +275,9 @@ class NetDevice(VirtioDevice):
 
     def enable_pairs(self, count: int) -> bool:
         """As `Card.enable_pairs`."""
-        return 1 <= count <= self._control_index // 2 and self._try(lambda: self._path.enable(count))
+        done = 1 <= count <= self._control_index // 2 and self._try(lambda: self._path.enable(count))
+        self._pairs = count if done else self._pairs
+        return done
 
     def set_offloads(self, offloads: int) -> bool:
         """As `Card.set_offloads`."""

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from vmm.state import attributes, put_back
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.state import State
+
+_ADDRESS = "address"
+_MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast")
 #: Addresses kept of each kind; a driver that names more gets all frames of that kind.
 TABLE_MAX = 64
 _BROADCAST = b"\xff" * 6
@@ -22,6 +30,25 @@ class RxFilter:
         #: More addresses to receive for; None: there were too many, so all.
         self.unicast: frozenset[bytes] | None = frozenset()
         self.multicast: frozenset[bytes] | None = frozenset()
+
+    def state(self) -> State:
+        """All of it."""
+        tables = (self.unicast, self.multicast)
+        return attributes(self, (_ADDRESS, *_MODES)) | {
+            "tables": [None if table is None else sorted(table) for table in tables]
+        }
+
+    def restore(self, state: State) -> None:
+        """Undo `state`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        put_back(self, (_ADDRESS, *_MODES), state)
+        tables = [None if table is None else frozenset(map(bytes, table)) for table in state["tables"]]
+        if any(len(table) > TABLE_MAX or any(len(address) != 6 for address in table) for table in tables if table):
+            raise ValueError("no tables of addresses")
+        self.unicast, self.multicast = tables
 
     def passes(self, destination: bytes) -> bool:
         """Whether the driver wants frames for *destination*, six bytes."""

@@ -47,6 +47,7 @@ class NativePath:
         self._net = ffi.gc(lib.net_open(), lib.net_close)
         self._pairs: list[CData] = []
         self._enabled = 0
+        self._stands = False
         self._event_fd = -1
 
     def set_limits(self, limits: NetLimits) -> None:
@@ -78,6 +79,24 @@ class NativePath:
             lib.net_pair_stop(pair)
         self._uplink.enable(count)
         for pair in self._pairs[before:count]:
+            self._start(pair)
+
+    def stand(self) -> None:
+        """As `Path.stand`."""
+        self._stands = True
+        positions = ffi.new("uint16_t[4]")
+        for number, pair in enumerate(self._pairs):
+            lib.net_pair_stop(pair)
+            lib.net_pair_positions(pair, positions)
+            for half in range(2):
+                queue = self._active.queues[2 * number + half]
+                if queue is not None:
+                    queue.go_on_at(positions[2 * half], positions[2 * half + 1])
+
+    def go_on(self) -> None:
+        """As `Path.go_on`."""
+        self._stands = False
+        for pair in self._pairs[: self._enabled]:
             self._start(pair)
 
     def kick(self, index: int) -> None:
@@ -142,6 +161,8 @@ class NativePath:
             self._event_fd = -1
 
     def _start(self, pair: CData) -> None:
+        if self._stands:
+            return
         code = lib.net_pair_start(pair)
         if code:
             raise BackendError(f"cannot start a worker: {os.strerror(code)}", where=self._uplink.name)

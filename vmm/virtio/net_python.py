@@ -26,6 +26,7 @@ class PythonPath:
         #: By the index of their queues; None where the driver has none.
         self._halves: list[Receiver | Transmitter | None] = []
         self._enabled = 0
+        self._stands = False
 
     def set_limits(self, limits: NetLimits) -> None:
         """As `Path.set_limits`."""
@@ -52,9 +53,27 @@ class PythonPath:
             if half is not None:
                 half.disable()
         self._uplink.enable(count)
-        for half in self._halves[2 * before : 2 * count]:
+        if not self._stands:
+            self._enable_from(before)
+
+    def _enable_from(self, first: int) -> None:
+        """Let the enabled halves from pair *first* on do their work."""
+        for half in self._halves[2 * first : 2 * self._enabled]:
             if half is not None:
                 half.enable()
+
+    def stand(self) -> None:
+        """As `Path.stand`."""
+        self._stands = True
+        for half in self._halves:
+            if half is not None:
+                half.disable()
+                half.give_up()
+
+    def go_on(self) -> None:
+        """As `Path.go_on`."""
+        self._stands = False
+        self._enable_from(0)
 
     def kick(self, index: int) -> None:
         """As `Path.kick`."""

@@ -62,6 +62,10 @@ class Receiver:
         self._enabled = False
         self._unwatch()
 
+    def give_up(self) -> None:
+        """Let go of the frame in hand."""
+        self._put_back()
+
     def resume(self) -> None:
         """Go on receiving: the driver may have provided buffers."""
         if not self._enabled or self._waiting:

@@ -36,6 +36,9 @@ class Transmitter:
         """Leave the queue and the uplink alone, until `enable`."""
         self._enabled = False
 
+    def give_up(self) -> None:
+        """As `Receiver.give_up`: here nothing is ever in hand."""
+
     def resume(self) -> None:
         """Send what is in the queue."""
         if self._enabled and not self._waiting:

@@ -35,6 +35,8 @@ class QueueConfig:
     """What the driver programs, before it is believed: sizes in entries, areas as guest-physical addresses."""
 
     __slots__ = ("desc", "device", "driver", "max_size", "ready", "size")
+    #: What the driver says.
+    KEPT = ("size", "desc", "driver", "device", "ready")
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size
@@ -96,6 +98,11 @@ class VirtQueue:
         self.next_used = 0
         #: Whether the driver took the queue back: its memory may be in other use, and is touched no more.
         self.stopped = False
+
+    def go_on_at(self, next_avail: int, next_used: int) -> None:
+        """Somebody else has served the queue so far, and published everything."""
+        self.next_avail = self._avail_idx = next_avail & 0xFFFF
+        self.next_used = self._published = next_used & 0xFFFF
 
     def stop(self) -> None:
         """The driver takes the queue back (QueueReady = 0): nothing is taken from it or put into it from now on."""

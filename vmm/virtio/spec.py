@@ -13,6 +13,7 @@ class DeviceId:
     BLOCK = 2
     CONSOLE = 3
     ENTROPY = 4
+    VSOCK = 19
 
 
 class Status:

@@ -36,7 +36,7 @@ def c_expressions() -> dict[str, int]:
     for index, name in enumerate(abi.REGISTER_NAMES):
         values[f"__builtin_offsetof(struct kvm_regs, {name})"] = 8 * index
     structs = [kind for kind in vars(abi).values() if isinstance(kind, type) and issubclass(kind, ctypes.Structure)]
-    flexible = {abi.kvm_cpuid2: 8, abi.kvm_msrs: 8, abi.kvm_irq_routing: 8}
+    flexible = {abi.kvm_cpuid2: 8, abi.kvm_msrs: 8, abi.kvm_irq_routing: 8, abi.kvm_msr_list: 4}
     for kind in structs:
         if kind.__name__.startswith("kvm_") and kind not in {abi.kvm_run_header, abi.kvm_xsave, *flexible}:
             values[f"sizeof(struct {kind.__name__})"] = ctypes.sizeof(kind)

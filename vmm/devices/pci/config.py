@@ -104,6 +104,19 @@ class ConfigSpace:
         """Put *value* into the *size* bytes at *offset*, whatever software may do."""
         self._bytes[offset : offset + size] = value.to_bytes(size, "little")
 
+    def state(self) -> bytes:
+        """What software has written."""
+        return bytes(byte & mask for byte, mask in zip(self._bytes, self._writable, strict=True))
+
+    def restore(self, state: bytes) -> None:
+        """Undo `state`; what software cannot write stays.
+
+        Raises:
+            ValueError: it is none.
+        """
+        for at, (byte, mask) in enumerate(zip(state, self._writable, strict=True)):
+            self._bytes[at] = self._bytes[at] & ~mask | byte & mask
+
     @property
     def bar_base(self) -> int:
         """Where BAR 0 points to."""

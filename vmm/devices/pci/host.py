@@ -6,10 +6,13 @@ import threading
 
 from vmm.bus import ALL_ONES
 from vmm.devices.pci.config import ConfigSpace
+from vmm.state import attributes, put_back
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
+
+    from vmm.state import State
 
     class Function(Protocol):
         """What is in a slot of the bus (function 0 of a device). Any thread; it has its own lock."""
@@ -82,6 +85,17 @@ class ConfigPorts:
             self._selected = value
         elif offset >= _DATA and self._selected & _ENABLE:
             self._bus.write(self._address(offset), size, value)
+
+    def state(self) -> State:
+        """As `RegisterBlock.state`."""
+        return attributes(self, ("_selected",))
+
+    def restore(self, state: State) -> None:
+        """As `RegisterBlock.restore`."""
+        put_back(self, ("_selected",), state)
+
+    def revive(self) -> None:
+        """As `RegisterBlock.revive`: nothing is ever under way here."""
 
     def register_name(self, offset: int) -> str:
         """As `Device.register_name`."""

@@ -100,6 +100,20 @@ class Msix:
         bits = sum(1 << vector for vector, fd in enumerate(self.fds) if fd in ready)
         return bits >> 8 * offset & ALL_ONES[size]
 
+    def state(self) -> bytes:
+        """The table. What is held back is not in it: a driver that goes on is interrupted for everything anyway."""
+        return bytes(self._table)
+
+    def restore(self, state: bytes) -> None:
+        """Undo `state`, before the first `set_control`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if len(state) != len(self._table):
+            raise ValueError("an MSI-X table of another size")
+        self._table[:] = state
+
     def close(self) -> None:
         """Close the eventfds."""
         for fd in self.fds:

@@ -49,6 +49,9 @@ class RawDisk:
 
     __slots__ = ("alignment", "can_discard", "direct_fd", "fd", "flushes", "path", "readonly", "serial", "size_bytes")
 
+    #: It is one file.
+    layers = ()
+
     def __init__(
         self, path: str, *, readonly: bool = False, serial: str = "", cache: str = "writeback", discard: bool = True
     ) -> None:

@@ -20,7 +20,13 @@ from vmm.kvm.assist.instructions import IF, RF
 from vmm.kvm.assist.paging import PF_FETCH, PF_PRESENT, PF_USER, VECTOR_PF, GuestException, read_linear, walk
 from vmm.kvm.vcpu import Vcpu
 from vmm.memory import GuestMemory
+from vmm.state import attributes, put_back
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.state import State
+
+_KEPT = ("_handler", "_handler_gpa")
 _FRAME = Struct("<6Q")  # what a fault with an error code pushes in 64-bit mode
 _DF = 1 << 10
 _DR6_B0, _DR6_BS = 1 << 0, 1 << 14
@@ -76,6 +82,23 @@ class SyscallAssist:
         self._handler = 0  # linear address of the guest's #PF handler; 0 = no breakpoint is set
         self._handler_gpa = 0
         self._stepping = False
+
+    def state(self) -> State:
+        """What the guest has told, and where the breakpoint is. A step over it that is under way need not be known:
+        the vCPU stops at the breakpoint once more.
+        """
+        return attributes(self, _KEPT) | {"msrs": list(self.msr_values.values())}
+
+    def restore(self, state: State) -> None:
+        """Undo `state`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        put_back(self, _KEPT, state)
+        self.msr_values = dict(zip(self.msr_values, map(int, state["msrs"]), strict=True))
+        if self._handler:
+            self._set_breakpoint()
 
     def msr_written(self, index: int, value: int) -> bool:
         """Take the guest's `WRMSR`; whether the processor would (a bad value is a #GP)."""

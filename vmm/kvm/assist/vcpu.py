@@ -16,6 +16,10 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.memory import GuestMemory
 from vmm.trace import Tally, Trace
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.state import State
+
 _ALL_SETS = abi.KVM_SYNC_X86_REGS | abi.KVM_SYNC_X86_SREGS | abi.KVM_SYNC_X86_EVENTS
 _EFER_LMA = msrs.EFER_LMA
 _EXCEPTION_DF = 8
@@ -30,6 +34,19 @@ class VcpuAssist:
         self._cpu = Cpu(vcpu, memory)
         self._syscall = SyscallAssist(vcpu, memory)
         self._synchronized = False
+
+    def state(self) -> State:
+        """What of the vCPU only the assist knows."""
+        return self._syscall.state()
+
+    def restore(self, state: State) -> None:
+        """Go on from *state*, after everything else of the vCPU.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        self._syscall.restore(state)
+        self._cpu.star = self._syscall.msr_values[msrs.STAR]
 
     def handle(self, event: EmulationFailure | DebugTrap | MsrWrite) -> None:
         """Do what KVM did not.

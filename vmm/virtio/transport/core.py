@@ -6,6 +6,7 @@ import os
 
 from vmm.errors import GuestFault
 from vmm.regs import RegisterBlock
+from vmm.state import attributes, put_back
 from vmm.virtio.device import ActiveDevice
 from vmm.virtio.queue import QueueConfig
 from vmm.virtio.report import Reporter
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing import TypedDict, Unpack
 
     from vmm.memory import GuestMemory
+    from vmm.state import State
     from vmm.trace import Tally, Trace
     from vmm.virtio.device import VirtioDevice
     from vmm.virtio.interrupts import Interrupts
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _RING_FEATURES = Feature.VERSION_1 | Feature.INDIRECT_DESC | Feature.EVENT_IDX
 _U32 = 0xFFFF_FFFF
+_KEPT = ("device_features_select", "driver_features_select", "queue_select", "driver_features")
 
 
 class TransportCore:
@@ -117,11 +120,15 @@ class TransportCore:
         if not self._bus_master:
             raise GuestFault("the device is to work while it is no bus master")
 
-    def _activate(self) -> None:
+    def _activate(self, positions: Sequence[Sequence[int] | None] = ()) -> None:
+        """Set the device going, with each queue at its position: the next entries of its available and used rings."""
         self._require_bus_master()
         queues = [
             config.activate(self._memory, self.driver_features) if config.ready else None for config in self.queues
         ]
+        for queue, position in zip(queues, positions, strict=False):
+            if queue is not None and position is not None:
+                queue.go_on_at(*position)
         self._active = ActiveDevice(
             memory=self._memory,
             features=self.driver_features,
@@ -231,6 +238,54 @@ class TransportCore:
         """Stop the device for good."""
         self._stop()
 
+    # A machine that stands.
+
+    def stand(self) -> None:
+        """Let the device come to a stand; what it finds wrong on the way is contained."""
+        self._contain(self.device.stand)
+
+    def go_on(self) -> None:
+        """Let the device go on."""
+        self._contain(self.device.go_on)
+
+    def state(self) -> State:
+        """Everything the driver has set, and where the device is. Only while it stands."""
+        active = self._active
+        return attributes(self, _KEPT) | {
+            "status": self._status.value,
+            "queues": [attributes(queue, QueueConfig.KEPT) for queue in self.queues],
+            "active": None if active is None else [q and [q.next_avail, q.next_used] for q in active.queues],
+            "device": {} if active is None else self.device.state(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from *state*, with a device that stands.
+
+        Raises:
+            GuestFault: the driver's queues are not where they can be.
+            KeyError, TypeError, ValueError: it is no state of this device.
+        """
+        put_back(self, _KEPT, state)
+        lacking = self.driver_features & ~self.features
+        if lacking:
+            raise ValueError(f"{self.device.name} has features here that it had not: {lacking:#x}")
+        for queue, kept in zip(self.queues, state["queues"], strict=True):
+            put_back(queue, QueueConfig.KEPT, kept)
+        self._status.value = int(state["status"])
+        if state["active"] is not None:
+            self._activate(state["active"])
+            self.device.restore(state["device"])
+
+    def revive(self) -> None:
+        """After `restore`: an interrupt or a kick may have been on its way, so let both sides look at every queue."""
+        active = self._active
+        if active is None:
+            return
+        for index, queue in enumerate(active.queues):
+            if queue is not None:
+                os.eventfd_write(self._kick_fds[index], 1)
+                self.interrupts.queue(index)
+
 
 class Transport(RegisterBlock):
     """What the register faces have in common: the core, and an eventfd for the kicks of each queue.
@@ -263,6 +318,10 @@ class Transport(RegisterBlock):
             notify(index)
 
         return kicked
+
+    def revive(self) -> None:
+        """As `RegisterBlock.revive`."""
+        self.core.revive()
 
     def close(self) -> None:
         """Stop the device and close the eventfds; the loop and KVM must have let go of them."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from vmm.irq import IrqLine
     from vmm.memory import GuestMemory
+    from vmm.state import State
     from vmm.virtio.device import VirtioDevice
     from vmm.virtio.transport.core import Reporting
 
@@ -55,6 +56,15 @@ class MmioTransport(Transport):
     def register_name(self, offset: int) -> str:
         """As `RegisterBlock.register_name`."""
         return f"Config+{offset - CONFIG:#x}" if offset >= CONFIG else super().register_name(offset)
+
+    def state(self) -> State:
+        """As `RegisterBlock.state`."""
+        return {"core": self.core.state(), "causes": self._interrupts.state()}
+
+    def restore(self, state: State) -> None:
+        """As `RegisterBlock.restore`."""
+        self.core.restore(state["core"])
+        self._interrupts.restore(state["causes"])
 
     # Identity.
 

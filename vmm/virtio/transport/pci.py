@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from vmm.bus import Device
     from vmm.memory import GuestMemory
+    from vmm.state import State
     from vmm.virtio.device import VirtioDevice
     from vmm.virtio.transport.core import Reporting
 
@@ -195,6 +196,30 @@ class PciTransport(Transport):
         self._slot.attach_line(self._irq.fd, self.resample_fd)
         if self._interrupts.line.status:
             self._irq.pulse()
+
+    def state(self) -> State:
+        """As `RegisterBlock.state`."""
+        interrupts = self._interrupts
+        return {
+            "core": self.core.state(),
+            "config": self._config.state(),
+            "msix": self._msix.state(),
+            "causes": interrupts.line.state(),
+            "vectors": [interrupts.config_vector, *interrupts.queue_vectors],
+        }
+
+    def restore(self, state: State) -> None:
+        """As `RegisterBlock.restore`. A device that goes on needs to be a bus master, and its interrupts, before."""
+        interrupts = self._interrupts
+        self._config.restore(state["config"])
+        self._msix.restore(state["msix"])
+        interrupts.config_vector, *interrupts.queue_vectors = map(self._existing, state["vectors"])
+        if len(interrupts.queue_vectors) != len(self.kick_fds):
+            raise ValueError(f"{self.name} has {len(self.kick_fds)} queues")
+        self._follow_config()
+        self.core.restore(state["core"])
+        interrupts.line.restore(state["causes"])
+        self._follow_line()
 
     def resample(self) -> None:
         """The guest has ended an INTx interrupt: assert the line again if the driver has not seen all its causes."""

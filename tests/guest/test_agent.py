@@ -1,0 +1,236 @@
+"""The agent in a guest, through virtio-vsock: commands with streams and status, files, the clock, random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes.host import PYVMM
+from tests.guest.linux import BOOT_S, MIB, Image
+from vmm.agent.client import DISCARD, Agent, AgentError, AgentRefused, AgentTimeout
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.fixture(scope="module", params=["mmio", "pci"])
+def path(request: pytest.FixtureRequest, micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The Unix socket of a guest whose root disk may be written to."""
+    directory = tmp_path_factory.mktemp("agent")
+    root, path = micro.copy_root(os.path.join(directory, "root.img")), os.path.join(directory, "vsock")
+    arguments = ["--kernel", micro.kernel(), "--memory", "128M", "--append", "quiet", "--disk", root, "--vsock", path]
+    machine = subprocess.Popen([PYVMM, *arguments, "--serial", "quiet", "--transport", str(request.param)])
+    try:
+        while not os.path.exists(path):
+            assert machine.poll() is None
+            time.sleep(0.05)
+        Agent(path, patience_s=BOOT_S).hello(timeout_s=BOOT_S)
+        yield path
+    finally:
+        machine.terminate()
+        machine.wait(30)
+
+
+@pytest.fixture
+def agent(path: str) -> Agent:
+    return Agent(path)
+
+
+def test_the_agent_repeats_a_new_nonce_each_time(agent: Agent) -> None:
+    for _ in range(3):
+        agent.hello(timeout_s=20)
+
+
+def test_a_command_has_its_arguments_environment_directory_and_streams(agent: Agent) -> None:
+    script = 'read line; echo "$0|$1|$VERDICT|$PWD|$line"; echo to stderr >&2'
+    done = agent.run(
+        ["sh", "-c", script, "zero", "a b"], env={"VERDICT": "ü ="}, cwd="/tmp", stdin=b"typed\nmore\n", timeout_s=60
+    )
+    assert done.returncode == 0
+    assert done.stdout.decode() == "zero|a b|ü =|/tmp|typed\n"
+    assert done.stderr == b"to stderr\n"
+
+
+def test_the_exit_status_and_the_signal_that_ended_a_command_are_told_apart(agent: Agent) -> None:
+    assert agent.run(["sh", "-c", "exit 137"], timeout_s=60).returncode == 137
+    assert agent.run(["sh", "-c", "kill -9 $$"], timeout_s=60).returncode == -signal.SIGKILL
+
+
+def test_merged_streams_keep_their_order(agent: Agent) -> None:
+    script = "for n in 1 2 3; do echo out $n; echo err $n >&2; done"
+    done = agent.run(["sh", "-c", script], merged=True, timeout_s=60)
+    assert done.stdout == b"out 1\nerr 1\nout 2\nerr 2\nout 3\nerr 3\n"
+
+
+def test_stdin_ends_and_is_empty_where_none_is_given(agent: Agent) -> None:
+    assert agent.run(["wc", "-c"], stdin=bytes(200_000), timeout_s=60).stdout.strip() == b"200000"
+    assert agent.run(["wc", "-c"], timeout_s=60).stdout.strip() == b"0"
+
+
+def test_a_command_that_reads_nothing_does_not_hang_on_its_stdin(agent: Agent) -> None:
+    assert agent.run(["true"], stdin=bytes(MIB), timeout_s=60).returncode == 0
+
+
+def test_streams_pass_through_descriptors_as_they_come(agent: Agent) -> None:
+    (read_in, write_in), (read_out, write_out) = os.pipe(), os.pipe()
+    running = threading.Thread(target=agent.run, args=(["cat"],), kwargs={"stdin": read_in, "stdout": write_out})
+    running.start()
+    for line in (b"one\n", b"two\n"):
+        os.write(write_in, line)
+        assert os.read(read_out, 100) == line
+    os.close(write_in)
+    running.join(30)
+    assert not running.is_alive()
+    for fd in (read_in, read_out, write_out):
+        os.close(fd)
+
+
+def test_what_cannot_be_run_is_refused_with_the_guest_s_reason(agent: Agent) -> None:
+    for command, reason in ((["no-such"], "No such file"), (["/etc/passwd"], "Permission denied")):
+        with pytest.raises(AgentRefused, match=reason):
+            agent.run(command, timeout_s=60)
+    with pytest.raises(AgentRefused, match="No such file"):
+        agent.run(["true"], cwd="/nowhere", timeout_s=60)
+
+
+def test_a_signal_reaches_the_command(agent: Agent) -> None:
+    (signals, send), (output, stdout) = os.pipe(), os.pipe()
+
+    def interrupt() -> None:
+        assert os.read(output, 100) == b"ready\n"
+        os.write(send, bytes([signal.SIGINT]))
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    script = "trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 1; done"
+    done = agent.run(["sh", "-c", script], signals=signals, stdout=stdout, timeout_s=60)
+    thread.join(10)
+    assert (done.returncode, os.read(output, 100)) == (5, b"caught\n")
+    for fd in (signals, send, output, stdout):
+        os.close(fd)
+
+
+def test_a_command_whose_client_hangs_up_is_killed_with_its_children(agent: Agent) -> None:
+    with pytest.raises(AgentTimeout):
+        agent.run(["sh", "-c", "sleep 4321 & sleep 4321"], stdout=DISCARD, timeout_s=3)
+    deadline = time.monotonic() + 20
+    while b"4321" in agent.run(["ps"], timeout_s=60).stdout:
+        assert time.monotonic() < deadline
+
+
+def test_a_background_process_does_not_keep_a_command_from_ending(agent: Agent) -> None:
+    began = time.monotonic()
+    assert agent.run(["sh", "-c", "sleep 600 & echo started"], timeout_s=60).stdout == b"started\n"
+    assert time.monotonic() - began < 30
+    agent.run(["killall", "sleep"], timeout_s=60)
+
+
+def test_several_at_once_do_not_disturb_each_other(agent: Agent) -> None:
+    results: dict[int, bytes] = {}
+
+    def run(number: int) -> None:
+        data = bytes([number]) * 50_000
+        results[number] = agent.run(["cat"], stdin=data, timeout_s=120).stdout
+        assert results[number] == data
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(results) == list(range(8))
+
+
+def test_a_mebibyte_is_put_and_got_unchanged(agent: Agent) -> None:
+    data = hashlib.shake_128(b"file").digest(MIB)
+    agent.put(io.BytesIO(data), "/tmp/file", 0o640, timeout_s=120)
+    printed = agent.run(["sha256sum", "/tmp/file"], timeout_s=60).stdout
+    assert printed.split()[0].decode() == hashlib.sha256(data).hexdigest()
+    back = io.BytesIO()
+    assert agent.get("/tmp/file", back, timeout_s=120) == 0o640
+    assert back.getvalue() == data
+
+
+def test_a_file_that_is_put_halfway_does_not_appear(agent: Agent) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell():
+                raise OSError("unplugged")
+            return super().read(size)
+
+    with pytest.raises(OSError, match="unplugged"):
+        agent.put(Broken(bytes(100_000)), "/tmp/half", timeout_s=60)
+    assert agent.run(["sh", "-c", "ls /tmp/half* | wc -l"], timeout_s=60).stdout.strip() == b"0"
+
+
+def test_files_that_cannot_be_are_refused(agent: Agent) -> None:
+    with pytest.raises(AgentRefused, match="No such file"):
+        agent.put(io.BytesIO(b"x"), "/nowhere/file", timeout_s=60)
+    with pytest.raises(AgentRefused, match="No such file"):
+        agent.get("/nowhere", io.BytesIO(), timeout_s=60)
+    with pytest.raises(AgentRefused, match="Is a directory"):
+        agent.get("/etc", io.BytesIO(), timeout_s=60)
+
+
+def test_a_file_larger_than_wanted_is_not_taken(agent: Agent) -> None:
+    target = io.BytesIO()
+    with pytest.raises(AgentError, match="more than 1000 bytes"):
+        agent.get("/dev/zero", target, size_max=1000, timeout_s=60)
+    assert len(target.getvalue()) == 1000
+
+
+def test_the_clock_is_set(agent: Agent) -> None:
+    agent.set_time(1_000_000_000 * 10**9)
+    assert 0 <= int(agent.run(["date", "+%s"], timeout_s=60).stdout) - 1_000_000_000 < 30
+    agent.set_time()
+    assert abs(int(agent.run(["date", "+%s"], timeout_s=60).stdout) - time.time()) < 30
+
+
+def test_the_random_numbers_are_reseeded(agent: Agent) -> None:
+    agent.reseed()
+    with pytest.raises(AgentRefused, match="Invalid"):
+        agent.reseed(bytes(513))
+
+
+def test_nonsense_ends_its_connection_and_no_other(agent: Agent, path: str) -> None:
+    for nonsense in (b"\xff" * 100, b"\x00\x00\x00\x00\x63\x00\x00\x00", b"GET / HTTP/1.0\r\n\r\n"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(path)
+            client.sendall(b"CONNECT 1023\n")
+            assert client.recv(100).startswith(b"OK ")
+            client.sendall(nonsense)
+            assert client.recv(100) == b""
+    agent.hello()
+
+
+def test_a_port_where_nobody_listens_is_refused_at_once(path: str) -> None:
+    with pytest.raises(AgentTimeout, match=r"no agent answers"):
+        Agent(path, port=9999, patience_s=2).hello()
+
+
+@pytest.mark.parametrize(("command", "code"), [("echo out; echo err >&2; exit 3", 3), ("kill -9 $$", 137)])
+def test_exec_boots_runs_and_ends_with_the_command_s_status(micro: Image, command: str, code: int) -> None:
+    done = subprocess.run(
+        [PYVMM, "--kernel", micro.kernel(), "--initrd", micro.initrd, "--memory", "128M", "--exec", command],
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=BOOT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    if code == 3:
+        assert done.stdout == b"out\n"
+        assert done.stderr.endswith(b"err\n")
+
+
+def test_pyvmm_exec_passes_streams_and_status(path: str) -> None:
+    command = [sys.executable, "-m", "vmm", "exec", path, "-i", "--", "sh", "-c", "cat; echo bad >&2; exit 9"]
+    done = subprocess.run(command, input=b"through\n", capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (9, b"through\n", b"bad\n")

@@ -1,0 +1,1 @@
+"""Talking to running VMs: their names and directories, the control socket, the console for others."""

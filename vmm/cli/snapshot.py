@@ -1,0 +1,89 @@
+"""`pyvmm snapshot` and `pyvmm restore`: a running VM into a file, and out of it again."""
+
+from __future__ import annotations
+
+import os
+
+from vmm.cli.options import Option
+from vmm.cli.verb import parse_verb
+from vmm.config import MachineConfig, parse_disk, parse_net, parse_vsock
+from vmm.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm.cli.options import Options
+
+    Say = Callable[[str], None]
+
+#: How long a snapshot may take to be written.
+_WRITING_S = 600.0
+
+_RESTORE = (
+    Option("name", "what the VM is called among those that run (vm-1, vm-2, …)", metavar="NAME"),
+    Option("disk", "instead of the disks that it had, in their order", metavar="IMAGE[,…]", short="d", repeatable=True),
+    Option("net", "instead of the networks that its cards were on, in their order", metavar="NETWORK[,…]", short="n",
+           repeatable=True),
+    Option("vsock", "where the host reaches sockets of the guest", metavar="PATH[,cid=N]"),
+    Option("serial", "where the serial console is", metavar="stdio|file:PATH|null"),
+    Option("detach", "run in the background: print the name once the guest runs"),
+    Option("timeout", "end with exit code 124 after this long", metavar="SECONDS"),
+    Option("stats", "at the end, print exits, requests and assists"),
+    Option("verbose", "say what it goes on from", short="v"),
+)  # fmt: skip
+
+
+def snapshot(arguments: Sequence[str], say: Say) -> int:  # noqa: ARG001
+    """Run `pyvmm snapshot` with *arguments*; the exit code."""
+    parsed = parse_verb("snapshot", "NAME FILE", arguments, ())
+    if parsed is None:
+        return 0
+    from vmm.api.client import Client
+
+    (name, path), _ = parsed
+    with Client(name) as client:
+        client.request("snapshot", wait_s=_WRITING_S, path=os.path.abspath(path))
+    return 0
+
+
+def restore(arguments: Sequence[str], say: Say) -> int:  # noqa: ARG001
+    """Run `pyvmm restore` with *arguments*; the exit code, that of the VM."""
+    parsed = parse_verb("restore", "FILE", arguments, _RESTORE)
+    if parsed is None:
+        return 0
+    from vmm.cli.main import run_here
+    from vmm.snapshot.file import Snapshot
+
+    (path,), options = parsed
+    kept = Snapshot(path)
+    try:
+        config = _replaced(kept.config, options)
+        kept.check_disks(config)
+        if not options.has("detach"):
+            return run_here(config, options, lambda _place: None, kept)
+        from vmm.cli.detach import detached
+
+        return detached(lambda started: run_here(config, options, started, kept))
+    finally:
+        kept.close()
+
+
+def _replaced(config: MachineConfig, options: Options) -> MachineConfig:
+    """*config* with what *options* give instead.
+
+    Raises:
+        ConfigError: they do not go together.
+    """
+    changes: dict[str, object] = {"timeout_s": options.seconds("timeout")}
+    for name, parse, present in (("disk", parse_disk, config.disks), ("net", parse_net, config.nets)):
+        if options.has(name):
+            given = tuple(map(parse, options.all(name)))
+            if len(given) != len(present):
+                raise ConfigError(f"the machine has {len(present)} of them, not {len(given)}", where=f"--{name}")
+            changes[f"{name}s"] = given
+    if options.has("vsock"):
+        changes["vsock"] = parse_vsock(options.one("vsock"))
+    if options.has("serial"):
+        changes["serial"] = options.one("serial")
+    return MachineConfig(**(vars(config) | changes))

@@ -1,0 +1,1 @@
+"""Machines in files: the whole state of one, and how it goes on from there."""

@@ -1,0 +1,66 @@
+"""How a machine comes to a stand, and goes on."""
+
+from __future__ import annotations
+
+import threading
+
+from vmm.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.eventloop import EventLoop
+    from vmm.runner import VcpuRunner
+    from vmm.virtio.transport.core import Transport
+
+_HOLDER = "standstill"
+#: The io thread's callbacks are short.
+_PATIENCE_S = 5.0
+
+
+class Standstill:
+    """A machine in which nothing moves from `begin` to `end`: no vCPU, no worker, no callback of the io thread.
+
+    No instruction is half done then, and no request. Any thread but the machine's own.
+    """
+
+    def __init__(self, runners: Sequence[VcpuRunner], loop: EventLoop, transports: Sequence[Transport]) -> None:
+        self._runners, self._loop, self._transports = runners, loop, transports
+        self._over = threading.Event()
+
+    def begin(self, *, running: bool) -> None:
+        """Stop everything; *running*: the machine has been started. Also where this fails, `end` makes it go on.
+
+        Raises:
+            HostError: the guest has ended.
+        """
+        self._over.clear()
+        for runner in self._runners:
+            runner.hold(_HOLDER)
+        for runner in self._runners:
+            runner.call(lambda: None)
+        # After the vCPUs, which may have asked the io thread for something, and before the devices, which it calls.
+        if running:
+            stands = threading.Event()
+
+            def stand() -> None:
+                stands.set()
+                self._over.wait()
+
+            self._loop.call_soon(stand)
+            if not stands.wait(_PATIENCE_S):
+                raise HostError("the io thread has ended")
+        for transport in self._transports:
+            with transport.lock:
+                transport.core.stand()
+
+    def end(self, *, running: bool) -> None:
+        """Let everything go on."""
+        if running:
+            for transport in self._transports:
+                with transport.lock:
+                    transport.core.go_on()
+        self._over.set()
+        for runner in self._runners:
+            runner.release(_HOLDER)
