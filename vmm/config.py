@@ -190,11 +190,9 @@ class NetConfig(Value):
             raise ConfigError(
                 "name= is for networks of pyvmm net and lan=NAME", where="--net", fix="such as --net lab,name=web1"
             )
-        if self.private and not (self.network and self.name):
+        if self.private and not self.network:
             raise ConfigError(
-                "private=yes needs a name= on a network of pyvmm net",
-                where="--net",
-                fix="such as --net lab,name=copy1,private=yes",
+                "private=yes is for networks of pyvmm net", where="--net", fix="such as --net nat,private=yes"
             )
         if self.mtu is not None and not _MTU_MIN <= self.mtu <= _MTU_MAX:
             raise ConfigError(f"mtu={self.mtu} is not within {_MTU_MIN} … {_MTU_MAX}", where="--net")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MAC = bytes.fromhex("525400123456")
 MTU = 1500
 RX, TX = 0, 1
+#: Within which workers come to rest, on a host that is busy.
+_REST_S = 20
 
 
 class Card(Rig):
@@ -89,10 +91,16 @@ class Card(Rig):
         return [written for _, written in self.driver.queues[index].collect()]
 
     def settle(self) -> None:
-        """Until nobody has anything to do."""
+        """Until nobody has anything to do.
+
+        Raises:
+            AssertionError: a worker never comes to rest; it says which, and where it is.
+        """
         self.loop.settle()
         if self.path.own_workers:
-            while not _workers_sleep():
+            deadline = time.monotonic() + _REST_S
+            while busy := _busy_workers():
+                assert time.monotonic() < deadline, busy
                 time.sleep(0.0002)
             if self.loop.turn():
                 self.settle()
@@ -111,17 +119,22 @@ class Card(Rig):
         self.loop.close()
 
 
-def _workers_sleep() -> bool:
-    """Whether no worker thread of this process runs or is about to: a write to an eventfd wakes its reader at once."""
+def _busy_workers() -> list[str]:
+    """What is known of each worker thread of this process that runs or is about to, whichever card it is of.
+
+    A write to an eventfd wakes its reader at once.
+    """
+    busy = []
     for task in os.listdir("/proc/self/task"):
         try:
             with open(f"/proc/self/task/{task}/stat", encoding="ascii") as file:
                 name, state = file.read().split("(")[1].split(") ")
+            if name == "net" and state[0] != "S":
+                with open(f"/proc/self/task/{task}/syscall", encoding="ascii") as file:
+                    busy.append(f"thread {task}, state {state[0]}, system call {file.read().strip()}")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if name == "net" and state[0] != "S":
-            return False
-    return True
+    return busy
 
 
 def header(*, flags: int = 0, gso: int = 0, buffers: int = 0) -> bytes:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import http.client
 import http.server
 import os
 from collections.abc import Iterator
@@ -12,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.guest.linux import MIB, Image, LinuxGuest, make_disk, sha256
+from tests.guest.transfer import TRANSFER_S, end_serving, fetch_here, serve
 from tests.net.namespace import ip, links, network_namespace
 
 pytestmark = [pytest.mark.guest, pytest.mark.net]
@@ -20,8 +18,6 @@ HOST = "10.0.0.1"
 ADDRESSES = ("10.0.0.2", "10.0.0.3")
 SIZES_MIB = (2, pytest.param(20, marks=pytest.mark.slow))
 PORT = 5000
-#: Where ring 0 is interpreted, some 200 kB/s. (Not with nc: it moves a kilobyte a system call.)
-TRANSFER_S = 600
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +74,9 @@ def test_the_cards_differ_and_tell_their_mtu(pair: tuple[LinuxGuest, LinuxGuest]
 
 @pytest.mark.parametrize("size_mib", SIZES_MIB)
 def test_mib_from_the_guest_by_tcp(pair: tuple[LinuxGuest, LinuxGuest], disk: str, size_mib: int) -> None:
-    guest = pair[0]
-    guest.run(f"mkdir -p /run/www && dd if=/dev/vda of=/run/www/data bs=1M count={size_mib} iflag=direct", TRANSFER_S)
-    guest.run("httpd -h /run/www")
-    connection = http.client.HTTPConnection(ADDRESSES[0], timeout=TRANSFER_S)
-    with contextlib.closing(connection):
-        connection.request("GET", "/data")
-        received = connection.getresponse().read()
-    guest.run("killall httpd; rm /run/www/data")
-    assert hashlib.sha256(received).hexdigest() == sha256(disk, size_mib * MIB)
+    serve(pair[0], size_mib)
+    fetch_here(ADDRESSES[0], disk, size_mib)
+    end_serving(pair[0])
 
 
 @pytest.mark.parametrize("size_mib", SIZES_MIB)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.client
+from contextlib import closing
+
 from tests.guest.linux import MIB, LinuxGuest, sha256
 
 #: Where ring 0 is interpreted, some 200 kB/s. (Not with nc: it moves a kilobyte a system call.)
@@ -23,3 +27,11 @@ def fetch(guest: LinuxGuest, url: str, disk: str, size_mib: int) -> None:
     """Have *guest* fetch *url*: it is the first *size_mib* of *disk*."""
     guest.run(f"wget -q -O /run/data {url}", TRANSFER_S)
     assert guest.run("sha256sum /run/data; rm /run/data", TRANSFER_S).split()[0] == sha256(disk, size_mib * MIB)
+
+
+def fetch_here(address: str, disk: str, size_mib: int, port: int = 80) -> None:
+    """Have the host fetch what is served at *address*: it is the first *size_mib* of *disk*."""
+    with closing(http.client.HTTPConnection(address, port, timeout=TRANSFER_S)) as connection:
+        connection.request("GET", "/data")
+        received = connection.getresponse().read()
+    assert hashlib.sha256(received).hexdigest() == sha256(disk, size_mib * MIB)

@@ -85,11 +85,11 @@ class Host:
         await_carrier("up0")  # only then does it give itself an address
         ip("route add default via 192.0.2.1")
 
-    def guest(self, bridge: str, mac: str = "") -> Namespace:
-        """A guest with a card on *bridge*, down."""
+    def guest(self, bridge: str, mac: str = "", name: str = "") -> Namespace:
+        """A guest with a card on *bridge*, down; the port is *name*, or ``g1``, ``g2`` …"""
         guest = Namespace()
         self._guests.append(guest)
-        name = f"g{len(self._guests)}"
+        name = name or f"g{len(self._guests)}"
         address = f"address {mac}" if mac else ""
         ip(f"link add {name} type veth peer name eth0 {address} netns {guest.path}")
         ip(f"link set {name} master {bridge} up")

@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from tests.net.managed import Host, state
-from vmm.config import Rate
+from vmm.config import NetConfig, Rate
 from vmm.errors import BackendError, ConfigError
 from vmm.host.net import guests
-from vmm.host.net.card import open_card
 from vmm.host.net.create import create_nat
+from vmm.host.net.join import join_here
 from vmm.host.net.network import Nat, parse_subnet
 from vmm.host.net.store import Store
 from vmm.mac import parse_mac
@@ -24,6 +24,29 @@ from .namespace import await_carrier, ip, links
 
 pytestmark = pytest.mark.net
 
+#: Sends a megabyte a second in datagrams, for so long.
+FLOOD_S = 2
+FLOOD = f"""
+import socket, sys, time
+flood, end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), time.monotonic() + {FLOOD_S}
+while time.monotonic() < end:
+    flood.sendto(bytes(1000), (sys.argv[1], 9))
+    time.sleep(0.001)
+"""
+#: Prints how many bytes have come when no more come.
+COUNT = """
+import socket, sys
+sink, count = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0
+sink.bind((sys.argv[1], 9))
+print("ready", flush=True)
+try:
+    while True:
+        count += len(sink.recv(2048))
+        sink.settimeout(0.5)
+except TimeoutError:
+    print(count)
+"""
+
 
 @pytest.fixture
 def network(store: Store) -> Nat:
@@ -31,7 +54,7 @@ def network(store: Store) -> Nat:
 
 
 def test_a_guest_joins_by_name(host: Host, store: Store, network: Nat) -> None:
-    tap, mac = open_card("lab", "web1", None, 1)
+    tap, mac = join_here(NetConfig(network="lab", name="web1"))
     with contextlib.closing(tap):
         guest = guests.get_guest(store, network, "web1")
         assert (tap.name, mac) == (guest.tap, parse_mac(guest.mac))
@@ -44,34 +67,34 @@ def test_a_guest_joins_by_name(host: Host, store: Store, network: Nat) -> None:
 def test_the_next_run_has_the_same_addresses(host: Host, store: Store, network: Nat) -> None:
     seen = set()
     for _ in range(2):
-        tap, mac = open_card("lab", "web1", None, 1)
+        tap, mac = join_here(NetConfig(network="lab", name="web1"))
         tap.close()
         seen.add((tap.name, mac, guests.get_guest(store, network, "web1")))
     assert len(seen) == 1
 
 
 def test_a_guest_without_a_name_leaves_no_record(host: Host, store: Store, network: Nat) -> None:
-    tap, mac = open_card("lab", "", None, 1)
+    tap, mac = join_here(NetConfig(network="lab"))
     tap.close()
     assert mac is None
     assert guests.read_guests(store, "lab") == {}
 
 
 def test_a_name_runs_once(host: Host, store: Store, network: Nat) -> None:
-    tap, _ = open_card("lab", "web1", None, 1)
+    tap, _ = join_here(NetConfig(network="lab", name="web1"))
     with contextlib.closing(tap), pytest.raises(BackendError, match=r"^network lab: web1 runs already: "):
-        open_card("lab", "web1", None, 2)
+        join_here(NetConfig(network="lab", name="web1", queues=2))
 
 
 def test_a_guest_that_runs_is_not_detached(host: Host, store: Store, network: Nat) -> None:
-    tap, _ = open_card("lab", "web1", None, 1)
+    tap, _ = join_here(NetConfig(network="lab", name="web1"))
     with contextlib.closing(tap), pytest.raises(ConfigError, match="network lab: web1 runs: "):
         guests.detach(store, network, "web1")
 
 
 def test_a_missing_network_says_how_to_make_it(host: Host) -> None:
     with pytest.raises(ConfigError) as caught:
-        open_card("lab", "web1", None, 1)
+        join_here(NetConfig(network="lab", name="web1"))
     assert str(caught.value) == "network lab: there is no such network\n  run: sudo pyvmm net create lab --nat"
 
 
@@ -82,7 +105,7 @@ def test_an_attached_guest_has_a_tap_that_stays(host: Host, store: Store, networ
     assert shown["qdisc"] == "tbf"
     assert shown["linkinfo"]["info_data"]["persist"]
     assert shown["linkinfo"]["info_data"]["user"] in ("nobody", 65534)
-    tap, mac = open_card("lab", "web1", None, 1)
+    tap, mac = join_here(NetConfig(network="lab", name="web1"))
     tap.close()
     assert (tap.name, mac) == (guest.tap, parse_mac(guest.mac))
     assert guest.tap in links()
@@ -91,7 +114,7 @@ def test_an_attached_guest_has_a_tap_that_stays(host: Host, store: Store, networ
 @pytest.mark.root
 def test_its_owner_needs_no_privilege(host: Host, store: Store, network: Nat) -> None:
     guests.attach(store, network, "web1", owner=65534)
-    program = "from vmm.host.net.card import open_card; print(open_card('lab', 'web1', None, 1)[0].name)"
+    program = "import vmm.config, vmm.host.net.join as j; print(j.join(vmm.config.parse_net('lab,name=web1'))[0].name)"
     script = """
         mknod "$PYVMM_STATE/tun" c 10 200 && chmod 666 "$PYVMM_STATE/tun"
         mount --bind "$PYVMM_STATE/tun" /dev/net/tun
@@ -108,6 +131,27 @@ def test_attaching_again_changes_what_differs(host: Host, store: Store, network:
     assert "tbf" in ip(f"link show {guest.tap}")
     guests.attach(store, network, "web1")
     assert "tbf" not in ip(f"link show {guest.tap}")
+
+
+@pytest.mark.parametrize("from_guest", [False, True], ids=["received", "sent"])
+def test_a_limit_holds_for_what_the_guest(host: Host, store: Store, network: Nat, *, from_guest: bool) -> None:
+    limit = Rate(per_second=200_000, burst=20_000)
+    guest = host.guest("lab", name=guests.plan_guest(store, network, "web1").tap)
+    guest.run("ip address add 10.77.0.9/24 dev eth0; ip link set eth0 up")
+    guests.attach(store, network, "web1", limit=limit)
+    assert guest.pings("10.77.0.1")
+    ends = ("10.77.0.9", "10.77.0.1") if from_guest else ("10.77.0.1", "10.77.0.9")
+    here = guest.command if from_guest else (lambda command: ["sh", "-c", command])
+    there = (lambda command: ["sh", "-c", command]) if from_guest else guest.command
+    counter = subprocess.Popen(
+        there(f"exec {sys.executable} -c '{COUNT}' {ends[1]}"), stdout=subprocess.PIPE, text=True
+    )
+    with counter:
+        assert counter.stdout
+        assert counter.stdout.readline() == "ready\n"
+        subprocess.run(here(f"exec {sys.executable} -c '{FLOOD}' {ends[1]}"), check=True)
+        received = int(counter.stdout.read())
+    assert limit.per_second < received < 2 * limit.per_second * FLOOD_S
 
 
 def test_attach_and_detach_leave_nothing(host: Host, store: Store, network: Nat) -> None:

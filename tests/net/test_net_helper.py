@@ -49,6 +49,18 @@ def network(store: Store) -> Nat:
     return create_nat(store, "lab")
 
 
+def test_the_network_nat_is_made_for_whom_it_is_allowed(host: Host, store: Store, service: Service) -> None:
+    before = state(host)
+    with open(service.allow_list, "a") as file:
+        file.write('[[allow]]\nusers = ["nobody"]\nnetworks = ["nat"]\n')
+    with joined(NetConfig(network="nat", private=True)), joined(NetConfig(network="nat", private=True)):
+        known = guests.read_guests(store, "nat")
+        assert {(guest.name, guest.owner) for guest in known.values()} == {("private1", ANN), ("private2", ANN)}
+    until(lambda: not service.children())
+    networks.delete(store, "nat")
+    assert state(host) == before
+
+
 def test_a_user_joins_a_network(network: Nat, service: Service) -> None:
     with joined(NetConfig(network="lab")) as tap:
         assert tap.mtu == 1500

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +18,7 @@ from tests.net.killed import kill_at, lines
 from tests.net.managed import Host, state
 from vmm.cli.main import main
 from vmm.errors import BackendError, ConfigError
-from vmm.host.net import guests, networks, persist
+from vmm.host.net import guests, networks
 from vmm.host.net.create import create_physical
 from vmm.host.net.store import Store
 
@@ -106,14 +104,14 @@ def test_the_bridge_has_what_the_nic_had(host: Host, store: Store) -> None:
         ["route add default via 192.0.2.9 metric 500", "route add 10.1.0.0/16 via 192.0.2.1 table 100"],
         ["address add 192.0.2.3/24 dev up0", "address add 203.0.113.2/28 dev up0", "link set up0 mtu 1400"],
         ["-6 address add 2001:db8::2/64 dev up0 nodad", "-6 route add default via 2001:db8::1"],
-        ["-6 address add 2001:db8::2/64 dev up0 nodad valid_lft 3600 preferred_lft 1800",
-         "-6 route add default via fe80::1 dev up0 proto ra metric 1024 expires 1800"],
         ["address add 203.0.113.2/28 dev up0 noprefixroute",
          "route add 203.0.113.0/28 dev up0 proto kernel scope link src 203.0.113.2 metric 100"],
+        ["link add up1 type veth peer name far1", "link set far1 up", "address add 203.0.113.2/28 dev up1",
+         "link set up1 up", "route add default via 203.0.113.1 metric 7"],
         ["route add 198.51.100.0/24 via 192.0.2.1 src 192.0.2.2 metric 7", "route add 203.0.113.9 dev up0"],
     ],
-    ids=["plain", "no gateway", "two default routes", "three addresses", "ipv6", "ipv6 by advertisements",
-         "a manager's subnet", "routes"],
+    ids=["plain", "no gateway", "two default routes", "three addresses", "ipv6",
+         "a manager's subnet", "another device", "routes"],
 )  # fmt: skip
 def test_a_deleted_network_gives_all_back(host: Host, store: Store, commands: list[str]) -> None:
     for command in commands:
@@ -150,57 +148,6 @@ def test_a_confirmed_network_stays(host: Host, store: Store) -> None:
     time.sleep(1.5)
     assert networks.missing(store, "lab") == []
     networks.delete(store, "lab")
-
-
-def test_what_sets_it_up_at_boot_comes_with_confirm_and_goes_with_delete(
-    host: Host, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(persist, "ETC", str(tmp_path))
-    file = tmp_path / "netplan" / "90-pyvmm-lab.yaml"
-    create_physical(store, "lab", "up0", confirm_timeout_s=30, persist="netplan")
-    assert not file.exists()
-    networks.confirm(store, "lab")
-    assert '"addresses": [\n          "192.0.2.2/24"\n' in file.read_text()
-    assert networks.missing(store, "lab") == []
-    networks.delete(store, "lab")
-    assert not list(file.parent.iterdir())
-
-
-def test_a_confirmation_that_was_killed_leaves_no_file(
-    host: Host, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(persist, "ETC", str(tmp_path))
-    create_physical(store, "lab", "up0", confirm_timeout_s=30, persist="netplan")
-    with monkeypatch.context() as patch:
-        patch.setattr(networks, "write_record", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        child = os.fork()
-        if child == 0:
-            networks.confirm(store, "lab")
-        os.waitpid(child, 0)
-    assert list((tmp_path / "netplan").iterdir())
-    networks.delete(store, "lab")
-    assert not list((tmp_path / "netplan").iterdir())
-
-
-def test_ifupdowns_commands_make_the_bridge_again(
-    host: Host, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(persist, "ETC", str(tmp_path))
-    ip("-6 address add 2001:db8::2/64 dev up0 nodad")
-    ip("-6 route add default via 2001:db8::1 dev up0")
-    before = state(host)
-    create_physical(store, "lab", "up0", confirm_timeout_s=30, persist="ifupdown")
-    networks.confirm(store, "lab")
-    routes = ip("-4 route show dev lab"), ip("-6 route show default")
-    ip("link del lab")
-    for line in (tmp_path / "network" / "interfaces.d" / "pyvmm-lab").read_text().splitlines():
-        when, _, command = line.strip().partition(" ")
-        if when in ("pre-up", "up"):
-            subprocess.run(["sh", "-ec", command], check=True)
-    assert (ip("-4 route show dev lab"), ip("-6 route show default")) == routes
-    assert networks.missing(store, "lab") == []
-    networks.delete(store, "lab")
-    assert state(host) == before
 
 
 def test_a_bridge_that_cuts_the_host_off_is_taken_back(host: Host, store: Store) -> None:
@@ -312,19 +259,6 @@ def test_vlans_are_where_the_lan_is(host: Host, capsys: pytest.CaptureFixture[st
     assert main(["net", "create", "lab", "--physical", "up0", "--vlan", "5"]) != 0
     assert "such as --net lan=NAME,vlan=5 has them" in capsys.readouterr().err
     assert state(host) == before
-
-
-def test_confirm_names_the_files_that_contradict_its_own(
-    host: Host, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(persist, "ETC", str(tmp_path))
-    (tmp_path / "network").mkdir()
-    (tmp_path / "network" / "interfaces").write_text("iface up0 inet dhcp\n")
-    assert main(["net", "create", "lab", "--physical", "up0", "--persist", "ifupdown"]) == 0
-    assert main(["net", "confirm", "lab"]) == 0
-    assert f"{tmp_path}/network/interfaces has up0 too: take its addresses" in capsys.readouterr().err
-    assert main(["net", "delete", "lab"]) == 0
-    assert (tmp_path / "network" / "interfaces").exists()
 
 
 @pytest.mark.parametrize("end", ["delete", "wait"])

@@ -13,9 +13,11 @@ from contextlib import closing, contextmanager, suppress
 import pytest
 
 from tests.net.managed import Host, state
-from vmm.host.net import guests
-from vmm.host.net.card import open_card
+from vmm.config import NetConfig
+from vmm.errors import ConfigError
+from vmm.host.net import guests, networks
 from vmm.host.net.create import create_nat
+from vmm.host.net.join import join_here
 from vmm.host.net.network import Nat
 from vmm.host.net.private import GUEST_MAC, PrivateTap
 from vmm.host.net.store import Store
@@ -29,8 +31,9 @@ pytestmark = pytest.mark.net
 GUEST, GATEWAY = bytes((10, 0, 2, 15)), bytes((10, 0, 2, 2))
 HOLD = """
 import time
-from vmm.host.net.card import open_card
-open_card("lab", "copy1", None, 1, private=True)
+from vmm.config import parse_net
+from vmm.host.net.join import join
+join(parse_net("lab,name=copy1,private=yes"))
 print("up", flush=True)
 time.sleep(60)
 """
@@ -42,8 +45,8 @@ def network(store: Store) -> Nat:
 
 
 @contextmanager
-def private(name: str) -> Iterator[Tap]:
-    tap, mac = open_card("lab", name, None, 1, private=True)
+def private(name: str = "", network: str = "lab") -> Iterator[Tap]:
+    tap, mac = join_here(NetConfig(network=network, name=name, private=True))
     assert mac == GUEST_MAC
     with closing(tap):
         yield tap
@@ -111,6 +114,29 @@ def test_the_guest_gets_its_address_by_dhcp(host: Host, store: Store, network: N
                 assert receive(tap, b"\x08\0", 0.2)[1][58:62] == GUEST
                 return
         raise AssertionError("no offer")
+
+
+def test_without_a_name_each_copy_has_the_next_that_is_free(host: Host, store: Store, network: Nat) -> None:
+    with private(), private():
+        pass
+    with private():
+        assert set(guests.read_guests(store, "lab")) == {"private1", "private2"}
+
+
+def test_the_network_nat_is_made_when_it_is_needed(host: Host, store: Store) -> None:
+    before = state(host)
+    for _ in range(2):
+        with private(network="nat"):
+            assert networks.missing(store, "nat") == []
+        ip("link del nat")  # as a boot of the host does
+    networks.delete(store, "nat")
+    assert state(host) == before
+
+
+def test_a_name_that_has_a_tap_that_stays(host: Host, store: Store, network: Nat) -> None:
+    guests.attach(store, network, "copy1")
+    with pytest.raises(ConfigError, match="network lab: copy1 has a tap that stays"), private("copy1"):
+        pass
 
 
 def test_nothing_is_left(host: Host, store: Store, network: Nat) -> None:

@@ -10,6 +10,8 @@ import pytest
 from tests.net.managed import Host, state
 from vmm.cli.main import main
 
+from .namespace import ip
+
 pytestmark = pytest.mark.net
 
 
@@ -77,6 +79,20 @@ def test_a_dry_run_says_much_and_does_nothing(net: Verbs, host: Host, arguments:
     assert state(host) == before
 
 
+def test_what_is_missing_of_a_guest_is_shown(net: Verbs) -> None:
+    net("create", "lab", "--nat")
+    net("attach", "lab", "web1")
+    ip("link del pyvmm-77eba3b9")
+    assert net("list").splitlines()[1].split()[-1] == "broken"
+    assert "\nMISSING  tap pyvmm-77eba3b9\nrun: sudo pyvmm net repair lab\n" in net("show", "lab")
+
+
+def test_a_guest_on_the_hosts_own_network_has_no_address_of_ours(net: Verbs) -> None:
+    net("create", "lab", "--physical", "up0")
+    assert net("attach", "lab", "web1") == "web1: tap pyvmm-77eba3b9, mac 52:54:77:eb:a3:b9\n"
+    net("delete", "lab")
+
+
 def test_repair_says_what_it_made(net: Verbs) -> None:
     net("create", "lab", "--nat")
     assert net("repair") == "network lab: all is as it should be\n"
@@ -103,17 +119,31 @@ def test_a_capture_is_a_file(net: Verbs, host: Host) -> None:
         assert file.read(4) == b"\x4d\x3c\xb2\xa1"
 
 
+def test_a_guest_is_captured_by_its_name(net: Verbs, host: Host) -> None:
+    for network in ("lab", "lab2"):
+        net("create", network, "--nat")
+        net("attach", network, "db")
+    net("attach", "lab", "web1")
+    for what in ("web1", "lab/web1"):
+        net("capture", what, "--seconds", "0.1", "--output", f"{host.directory}/web1.pcap")
+        assert net.said.startswith("pyvmm: capturing pyvmm-77eba3b9; Ctrl-C ends it\n")
+    net("capture", "db", code=2)
+    assert net.said == "pyvmm: pyvmm net capture db: several networks have that guest\n  one of lab/db, lab2/db\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["fly"], "pyvmm net fly: there is no such verb"),
-        (["create"], "pyvmm net create: takes NAME"),
+        (["create"], "pyvmm net create: takes NAME\n  pyvmm net create --help"),
+        (["show", "lab", "--colour"], "--colour: there is no such option\n  pyvmm net show --help lists them all"),
         (["create", "lab"], "pyvmm net create lab: what kind of network?\n  --nat, or --physical NIC"),
         (["create", "Lab", "--nat"], "pyvmm net: 'Lab' cannot be the name of a network"),
         (["create", "lab", "--nat", "--subnet", "x"], "--subnet: 'x' is no subnet"),
         (["create", "lab", "--nat", "--subnet", "192.0.2.0/25"], "--subnet: 192.0.2.0/25 overlaps the host's route"),
         (["create", "lab", "--nat", "--qos", "10M"], "--qos: is written rate=RATE[,burst=SIZE]"),
         (["create", "lab", "--nat", "--qos", "rate=8G"], "--qos: rate=8589934592 is more than"),
+        (["create", "lab", "--nat", "--qos", "rate=20K"], "--qos: burst=2048 lets no large frame through"),
         (["show", "lab"], "network lab: there is no such network\n  run: sudo pyvmm net create lab --nat"),
         (["attach", "lab", "web1"], "network lab: there is no such network"),
         (["delete", "lab"], "network lab: there is no such network"),

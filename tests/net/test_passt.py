@@ -19,6 +19,7 @@ from tests.fakes.card import MAC, Card, header
 from tests.fakes.native import both_engines
 from vmm.config import Forward
 from vmm.errors import BackendError, ConfigError
+from vmm.host.doctor import check_passt
 from vmm.host.passt import MTU, open_passt
 from vmm.host.uplink import StreamUplink
 
@@ -212,6 +213,11 @@ def test_it_ends_with_a_killed_pyvmm(world: None) -> None:
         time.sleep(0.01)
 
 
+def test_the_doctor_starts_one(passt: StreamUplink) -> None:
+    row = check_passt()
+    assert (row.need, row.status) == ("useful", "ok")
+
+
 # What goes wrong.
 
 
@@ -227,6 +233,8 @@ def test_a_host_without_network(netns: None) -> None:
         open_passt()
     assert "does not start: External interface not usable" in str(caught.value)
     assert "default route" in caught.value.fix
+    row = check_passt()
+    assert (row.status, row.seen, row.fix) == ("failed", caught.value.what, caught.value.fix)
 
 
 def test_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +242,7 @@ def test_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError) as caught:
         open_passt()
     assert str(caught.value) == "--net user: passt is not installed\n  run: sudo apt install passt"
+    assert check_passt().status == "absent"
 
 
 def test_an_mtu_that_is_too_large() -> None:

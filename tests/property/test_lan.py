@@ -19,7 +19,8 @@ VLANS = (0, 0, 5, 5, VLAN_TRUNK, VLAN_TRUNK)
 NATIVE = 1
 
 addresses = st.one_of(st.builds(mac, st.integers(1, 4)), st.just(BROADCAST), st.binary(min_size=6, max_size=6))
-tags = st.one_of(st.just(b""), st.builds(tag, st.sampled_from([0, 1, 5, 6, 4095, 0xE005])))
+one_tag = st.builds(tag, st.sampled_from([0, 1, 5, 6, 4095, 0xE005, 0xE000]))
+tags = st.lists(one_tag, max_size=2).map(b"".join)
 bodies = st.one_of(st.binary(max_size=20), st.just(bytes(1500)))
 frames = st.one_of(st.tuples(addresses, addresses, tags, bodies).map(b"".join), st.binary(max_size=40))
 messages = st.tuples(st.integers(0, len(VLANS) - 1), st.binary(min_size=12, max_size=12), frames)
@@ -52,7 +53,7 @@ class Model:
         if len(sent) < 18:
             return None
         chosen = int.from_bytes(sent[14:16], "big") & 0xFFF
-        if chosen == 0xFFF or (chosen and own != VLAN_TRUNK):
+        if chosen == 0xFFF or (own != VLAN_TRUNK and (chosen or sent[16:18] == b"\x81\0")):
             return None
         return chosen or default, sent[:12], sent[16:]
 
@@ -60,7 +61,8 @@ class Model:
         if VLANS[port] != VLAN_TRUNK or vlan == NATIVE:
             return ends + rest
         was_tagged = len(ends + rest) != len(sent)
-        return sent if was_tagged else ends + tag(vlan) + rest
+        priority = sent[14] & 0xF0 if was_tagged else 0
+        return ends + tag(priority << 8 | vlan) + rest
 
 
 @settings(deadline=None)

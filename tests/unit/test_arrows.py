@@ -64,7 +64,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     **{
         ("vmm.cli.net", f"vmm.host.net.{name}"): "networks are made without a machine"
         for name in (
-            *("capture", "create", "guests", "look", "network", "networks", "persist", "physical", "rules", "shaping"),
+            *("capture", "create", "guests", "look", "network", "networks", "nft", "persist", "physical", "shaping"),
             *("store", "transaction"),
         )
     },

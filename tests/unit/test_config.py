@@ -142,6 +142,7 @@ def forward(protocol: str, address: str, host_port: int, guest_port: int) -> For
         ("bridge=br0", NetConfig(bridge="br0")),
         ("lab", NetConfig(network="lab")),
         ("lab,name=a,private=yes", NetConfig(network="lab", name="a", private=True)),
+        ("nat,private=yes", NetConfig(network="nat", private=True)),
         ("lab,name=web1,queues=2", NetConfig(network="lab", name="web1", queues=2)),
         ("tap=tap0,mtu=9000", NetConfig(tap="tap0", mtu=9000)),
         ("bridge=br0,mac=52:54:00:00:00:01", NetConfig(bridge="br0", mac=bytes.fromhex("525400000001"))),
@@ -180,7 +181,6 @@ def test_cards(text: str, net: NetConfig) -> None:
     [
         "",
         "name=web1",
-        "lab,private=yes",
         "lab,name=a,private=perhaps",
         "bridge=br0,private=yes",
         "bridge=br0,name=web1",

@@ -11,7 +11,8 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vmm.cli.net_picture import picture, table
-from vmm.cli.options import Option, Options, parse
+from vmm.cli.options import Option, Options
+from vmm.cli.verb import parse_verb, wants_json
 from vmm.config import Rate, parse_rate
 from vmm.errors import ConfigError
 from vmm.host.net import guests, networks
@@ -19,9 +20,9 @@ from vmm.host.net.capture import Capture
 from vmm.host.net.create import create_nat, create_physical, plan_nat
 from vmm.host.net.look import look_at, look_at_all
 from vmm.host.net.network import check_name, parse_subnet, parse_subnet6
+from vmm.host.net.nft import foreign_drops
 from vmm.host.net.persist import MANAGERS, Persistence, check_manager
 from vmm.host.net.physical import Physical, plan_physical
-from vmm.host.net.rules import foreign_drops
 from vmm.host.net.shaping import check_limit
 from vmm.host.net.store import Store
 from vmm.host.net.transaction import Step
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 #: Of the JSON form; a key may be added under the same number, but none changed or removed.
 JSON_VERSION = 1
 
-_HELP = Option("help", "print this", short="h")
 _DRY = Option("dry-run", "say what would be done, and do nothing")
 _FORMAT = Option("format", "how to print it (text)", metavar="text|json")
 _QOS = Option("qos", "limit in bytes a second", metavar="rate=RATE[,burst=SIZE]")
@@ -62,7 +62,7 @@ usage: pyvmm net VERB …
   attach NAME GUEST   make a tap for a guest, which stays
   detach NAME GUEST   take it away, and forget the guest's addresses
   repair [NAME]       mend what is missing, after a reboot or somebody's `nft flush ruleset`
-  capture WHAT        frames as pcap: WHAT is a network, or NETWORK/GUEST
+  capture WHAT        frames as pcap: WHAT is a network, a guest, or NETWORK/GUEST
   delete NAME         take the network away
 
 pyvmm net VERB --help lists a verb's options. A guest joins with: pyvmm … --net NAME[,name=GUEST]
@@ -78,27 +78,10 @@ def net(arguments: Sequence[str], say: Callable[[str], None]) -> int:
     if verb not in _VERBS:
         raise ConfigError("there is no such verb", where=f"pyvmm net {verb}", fix=f"one of {', '.join(_VERBS)}")
     operands, table_, run = _VERBS[verb]
-    options = _parse(verb, operands, rest, table_)
-    if options is None:
-        return 0
-    run(*options, say)
+    parsed = parse_verb(f"net {verb}", operands, rest, table_)
+    if parsed is not None:
+        run(*parsed, say)
     return 0
-
-
-def _parse(verb: str, operands: str, rest: list[str], table_: Sequence[Option]) -> tuple[list[str], Options] | None:
-    """The operands, and the options after them; None where just help was asked for."""
-    given = []
-    while rest and not rest[0].startswith("-"):
-        given.append(rest.pop(0))
-    options = parse(rest, [*table_, _HELP])
-    if options.has("help"):
-        sys.stdout.write(f"usage: pyvmm net {verb} {operands}".rstrip() + " [options]\n\n")
-        sys.stdout.writelines(option.describe() for option in [*table_, _HELP])
-        return None
-    words = operands.split()
-    if not sum(not word.startswith("[") for word in words) <= len(given) <= len(words):
-        raise ConfigError(f"takes {operands or 'no names'}", where=f"pyvmm net {verb}")
-    return given, options
 
 
 def _create(names: list[str], options: Options, say: Callable[[str], None]) -> None:
@@ -163,7 +146,7 @@ def _confirm(names: list[str], options: Options, say: Callable[[str], None]) -> 
 
 def _list(_: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
     found = look_at_all(Store())
-    sys.stdout.write(_json({"networks": found}) if _wants_json(options) else table(found))
+    sys.stdout.write(_json({"networks": found}) if wants_json(options, "text") else table(found))
 
 
 def _show(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
@@ -172,7 +155,7 @@ def _show(names: list[str], options: Options, say: Callable[[str], None]) -> Non
     if names[0] not in there:
         raise networks.no_network(store, names[0])
     found = look_at(store, there[names[0]])
-    sys.stdout.write(_json(found) if _wants_json(options) else picture(found))
+    sys.stdout.write(_json(found) if wants_json(options, "text") else picture(found))
 
 
 def _attach(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
@@ -183,10 +166,11 @@ def _attach(names: list[str], options: Options, say: Callable[[str], None]) -> N
         _explain(guests.guest_steps(store, network, guest))
         return
     guest = guests.attach(store, network, names[1], owner=owner, limit=limit)
-    if _wants_json(options):
+    if wants_json(options, "text"):
         sys.stdout.write(_json(guest.to_json() | {"tap": guest.tap}))
     else:
-        sys.stdout.write(f"{guest.name}: tap {guest.tap}, mac {guest.mac}, address {guest.address}\n")
+        address = f", address {guest.address}" if guest.address else ""
+        sys.stdout.write(f"{guest.name}: tap {guest.tap}, mac {guest.mac}{address}\n")
 
 
 def _detach(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
@@ -201,11 +185,7 @@ def _detach(names: list[str], options: Options, say: Callable[[str], None]) -> N
 def _delete(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
     store = Store()
     if options.has("dry-run"):
-        network = networks.get_network(store, names[0])
-        steps = networks.network_steps(store, network)
-        for guest in guests.read_guests(store, network.name).values():
-            steps += guests.guest_steps(store, network, guest)
-        _explain_undo(steps)
+        _explain_undo(networks.all_steps(store, networks.get_network(store, names[0])))
     else:
         networks.delete(store, names[0], force=options.has("force"))
 
@@ -222,15 +202,27 @@ def _repair(names: list[str], options: Options, say: Callable[[str], None]) -> N
 
 def _capture(names: list[str], options: Options, say: Callable[[str], None]) -> None:
     store = Store()
-    network_name, _, guest = names[0].partition("/")
-    network = networks.get_network(store, network_name)
-    device = guests.get_guest(store, network, guest).tap if guest else network.name
+    device = _device(store, names[0])
     path, count, seconds = options.one("output", "-"), options.number("count", 0) or None, options.seconds("seconds")
     with closing(Capture(device)) as capture, _interruption() as stop_fd:
         with open(1 if path == "-" else path, "wb", closefd=path != "-") as output:
             say(f"capturing {device}; Ctrl-C ends it")
             written = capture.write(output, count=count, seconds=seconds, stop_fd=stop_fd)
         say(f"{written} frames")
+
+
+def _device(store: Store, what: str) -> str:
+    """The device of *what*: a network, a guest of whichever network has one of that name, or NETWORK/GUEST."""
+    network, slash, guest = what.partition("/")
+    if not slash and networks.find_network(store, what) is None:
+        having = [name for name in store.networks() if what in guests.read_guests(store, name)]
+        if len(having) > 1:
+            fix = f"one of {', '.join(f'{name}/{what}' for name in having)}"
+            raise ConfigError("several networks have that guest", where=f"pyvmm net capture {what}", fix=fix)
+        if having:
+            network, guest = having[0], what
+    found = networks.get_network(store, network)
+    return guests.get_guest(store, found, guest).tap if guest else found.name
 
 
 @contextmanager
@@ -278,13 +270,6 @@ def _user(options: Options) -> int | None:
         raise ConfigError(f"there is no user {options.one('user')}", where="--user") from None
 
 
-def _wants_json(options: Options) -> bool:
-    form = options.one("format", "text")
-    if form not in ("text", "json"):
-        raise ConfigError(f"{form!r} is no format", where="--format", fix="text or json")
-    return form == "json"
-
-
 def _json(document: dict[str, Any]) -> str:
     return json.dumps({"version": JSON_VERSION, **document}, indent=2) + "\n"
 
@@ -303,7 +288,7 @@ _VERBS: dict[str, tuple[str, tuple[Option, ...], Callable[[list[str], Options, C
     "detach": ("NAME GUEST", (_DRY,), _detach),
     "repair": ("[NAME]", (_DRY,), _repair),
     "capture": (
-        "NAME[/GUEST]",
+        "NETWORK|GUEST",
         (
             Option("output", "where to write them (standard output)", metavar="FILE"),
             Option("count", "end after so many frames", metavar="N"),

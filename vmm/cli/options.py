@@ -75,10 +75,13 @@ class Options:
             raise ConfigError(f"{self.one(name)!r} is no number of seconds", where=f"--{name}") from None
 
 
-def parse(arguments: Sequence[str], table: Sequence[Option], operands: list[str] | None = None) -> Options:
+def parse(
+    arguments: Sequence[str], table: Sequence[Option], operands: list[str] | None = None, *, command: str = "pyvmm"
+) -> Options:
     """Take *arguments* apart: `--name VALUE`, `--name=VALUE`, `-n VALUE`, `-nVALUE`, and switches.
 
-    What is no option is added to *operands*, if there may be any; so is all that comes after `--`.
+    What is no option is added to *operands*, if there may be any; so is all that comes after `--`. *command* is what
+    has the options, for messages.
 
     Raises:
         ConfigError: one of them is unknown, lacks its value, has one too many, or is given twice.
@@ -101,7 +104,7 @@ def parse(arguments: Sequence[str], table: Sequence[Option], operands: list[str]
             equals = value
         option = known.get(flag)
         if option is None:
-            raise ConfigError("there is no such option", where=argument, fix="pyvmm --help lists them all")
+            raise ConfigError("there is no such option", where=argument, fix=f"{command} --help lists them all")
         if not option.metavar:
             if equals:
                 raise ConfigError("takes no value", where=flag)

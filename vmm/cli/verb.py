@@ -26,7 +26,7 @@ def parse_verb(
         ConfigError: the arguments are not as that says.
     """
     given: list[str] = []
-    options = parse(arguments, [*table, _HELP], given)
+    options = parse(arguments, [*table, _HELP], given, command=f"pyvmm {verb}")
     if options.has("help"):
         sys.stdout.write(f"usage: pyvmm {verb} {operands}".rstrip() + " [options]\n\n")
         sys.stdout.writelines(option.describe() for option in [*table, _HELP])
@@ -38,13 +38,13 @@ def parse_verb(
     return given, options
 
 
-def wants_json(options: Options) -> bool:
-    """Whether `FORMAT` asks for JSON.
+def wants_json(options: Options, plain: str = "table") -> bool:
+    """Whether `--format` asks for JSON, and not for what is *plain*.
 
     Raises:
-        ConfigError: it asks for something else than a table or JSON.
+        ConfigError: it asks for something else.
     """
-    form = options.one("format", "table")
-    if form not in ("table", "json"):
-        raise ConfigError(f"{form!r} is no format", where="--format", fix="table or json")
+    form = options.one("format", plain)
+    if form not in (plain, "json"):
+        raise ConfigError(f"{form!r} is no format", where="--format", fix=f"{plain} or json")
     return form == "json"

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
+import shutil
 import struct
 import threading
 from collections.abc import Callable
@@ -169,6 +170,19 @@ def check_net_helper() -> Row:
     return Row(name, "useful", "ok", f"we may join {', '.join(networks)}")
 
 
+def check_passt() -> Row:
+    """passt starts, and finds a network of the host's to lead to."""
+    from vmm.host.passt import open_passt
+
+    name = "passt"
+    try:
+        open_passt().close()
+    except BackendError as error:
+        there = shutil.which("passt") is not None
+        return Row(name, "useful", "failed" if there else "absent", error.what, error.fix)
+    return Row(name, "useful", "ok", "starts: --net user gives guests the world")
+
+
 def check_io_uring() -> Row:
     """An io_uring can be set up."""
     params = ctypes.create_string_buffer(_IO_URING_PARAMS_SIZE)
@@ -246,6 +260,7 @@ HOST_CHECKS: tuple[Callable[[], Row], ...] = (
     check_tap,
     check_bridge,
     check_net_helper,
+    check_passt,
     check_io_uring,
     check_userfaultfd,
     check_locked_memory,

@@ -102,24 +102,33 @@ static void flood(struct lan *lan, struct port *from, const struct frame *frame)
 
 /* ---- in ---- */
 
+static bool is_tag(const uint8_t *at)
+{
+    return (at[0] << 8 | at[1]) == ETHERTYPE_VLAN;
+}
+
 /* Whether the message of this port is a frame that may be sent on. */
 static bool take_frame(const struct port *port, uint8_t *data, size_t size, struct frame *frame)
 {
+    const bool trunk = port->vlan == LAN_TRUNK;
+    uint8_t *tag = data + TAG;
+    uint16_t vlan;
+
     if (size < FRAME_MIN || size > FRAME_MAX || data[SOURCE] & 1)
         return false;
     memset(data, 0, HEADER_SIZE);
-    *frame = (struct frame){data, size, port->vlan == LAN_TRUNK ? LAN_NATIVE : port->vlan, false};
-    if ((data[TAG] << 8 | data[TAG + 1]) == ETHERTYPE_VLAN) {
-        uint16_t vlan;
-
+    *frame = (struct frame){data, size, trunk ? LAN_NATIVE : port->vlan, is_tag(tag)};
+    if (frame->tagged) {
         if (size < FRAME_MIN + TAG_SIZE)
             return false;
-        vlan = (uint16_t)(data[TAG + 2] << 8 | data[TAG + 3]) & VLAN_MASK;
-        frame->tagged = true;
-        if (vlan && port->vlan != LAN_TRUNK)
-            return false; /* only trunks choose; without a VLAN a tag is but a priority */
+        vlan = (uint16_t)(tag[2] << 8 | tag[3]) & VLAN_MASK;
+        /* Only trunks choose. Without a VLAN a tag is but a priority; what it hides would be the tag once it is gone. */
+        if (!trunk && (vlan || is_tag(tag + TAG_SIZE)))
+            return false;
         if (vlan)
             frame->vlan = vlan;
+        tag[2] = (uint8_t)((tag[2] & 0xf0) | frame->vlan >> 8);
+        tag[3] = (uint8_t)frame->vlan;
     }
     return frame->vlan != VLAN_MASK; /* reserved */
 }

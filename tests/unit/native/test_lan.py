@@ -152,6 +152,19 @@ def test_a_tag_that_is_but_a_priority_is_taken_off(lan: Lan) -> None:
     assert b.got() == [frame(BROADCAST, mac(1))]
 
 
+def test_a_priority_does_not_take_a_frame_out_of_its_vlan(lan: Lan) -> None:
+    five, trunk, plain = lan.join(5), lan.join(VLAN_TRUNK), lan.join()
+    five.send(frame(BROADCAST, mac(1), tagged=b"\x81\0\xe0\0"))
+    assert (trunk.got(), plain.got()) == ([frame(BROADCAST, mac(1), tagged=b"\x81\0\xe0\5")], [])
+
+
+@pytest.mark.parametrize("vlan", [0, 6])
+def test_no_tag_hides_behind_a_priority(lan: Lan, vlan: int) -> None:
+    hostile, trunk = lan.join(vlan), lan.join(VLAN_TRUNK)
+    hostile.send(frame(BROADCAST, mac(1), tagged=tag(0) + tag(5)))
+    assert trunk.got() == []
+
+
 # Ports that mean no good.
 
 

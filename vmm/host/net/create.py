@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm.errors import BackendError, ConfigError
-from vmm.host.net.link import find_device, netlink
-from vmm.host.net.network import Nat, make_mac
-from vmm.host.net.networks import all_networks, clear, find_network, network_steps
+from vmm.host.net.link import find_device, find_link, netlink
+from vmm.host.net.network import DEFAULT, Nat, make_mac
+from vmm.host.net.networks import all_networks, clear, find_network, mend_all, network_steps
 from vmm.host.net.physical import Physical, plan_physical
 from vmm.host.net.record import Record, boot_id, write_record
 from vmm.host.net.subnets import choose_subnet, refuse_overlap, taken
-from vmm.host.net.transaction import apply, mend
+from vmm.host.net.transaction import apply
 from vmm.host.net.trial import watch
 
 if TYPE_CHECKING:
@@ -75,11 +75,21 @@ def create_nat(
         clear(store, name)
         network = plan_nat(store, name, subnet=subnet, subnet6=subnet6, limit=limit)
         if find_network(store, name) is not None:
-            mend(network_steps(store, network), f"create network {name}")
+            mend_all(store, network, f"create network {name}")
         else:
             _make(store, Record(network, "creating"))
             write_record(store, Record(network, "ready"))
         return network
+
+
+def make_default(store: Store) -> None:
+    """Make the network `DEFAULT` where there is none, or none since the host has booted.
+
+    Raises:
+        BackendError: as `create_nat`.
+    """
+    if find_network(store, DEFAULT) is None or find_link(DEFAULT) is None:
+        create_nat(store, DEFAULT)
 
 
 def create_physical(

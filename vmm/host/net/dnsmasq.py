@@ -1,8 +1,9 @@
 """DHCP and DNS for the guests of a network: Debian's dnsmasq, started again by a shell's loop if it dies.
 
-Its files are beside the network's: `dnsmasq.conf`; `hosts/NAME`, one for each guest with a name, which dnsmasq reads
-when it appears (dnsmasq(8), --dhcp-hostsdir); `leases`; `log`. The processes are known by the configuration's path
-among their arguments, so none is lost, whenever a pyvmm that starts or stops them is killed.
+Its files are beside the network's: `dnsmasq.conf`; `hosts/NAME` and `names/NAME`, the address of each guest with a name
+for DHCP and for DNS, which dnsmasq reads when they appear (dnsmasq(8), --dhcp-hostsdir, --hostsdir); `leases`; `log`.
+The processes are known by the configuration's path among their arguments, so none is lost, whenever a pyvmm that starts
+or stops them is killed.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Dnsmasq:
             raise BackendError("there is no dnsmasq", fix="run: sudo apt install dnsmasq-base")
         self.stop()
         name = self._network.name
-        os.makedirs(self._store.path(name, "hosts"), mode=0o755, exist_ok=True)
+        for directory in ("hosts", "names"):
+            os.makedirs(self._store.path(name, directory), mode=0o755, exist_ok=True)
         self._store.remove(name, "pid")
         self._store.write_text(self._configuration(), name, "dnsmasq.conf")
         with open(self._store.path(name, "log"), "w", encoding="utf-8") as log:
@@ -155,6 +157,7 @@ class Dnsmasq:
             "no-ping",  # it waits for answers, and nobody else gives addresses here
             f"dhcp-range={subnet[2]},{subnet[network.middle - 1]},{subnet.netmask},1h",
             f"dhcp-hostsdir={self._store.path(network.name, 'hosts')}",
+            f"hostsdir={self._store.path(network.name, 'names')}",  # one behind a NAT of its own takes no lease
             f"dhcp-leasefile={self._store.path(network.name, 'leases')}",
             f"pid-file={self._store.path(network.name, 'pid')}",
             f"log-facility={self._store.path(network.name, 'log')}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from vmm.errors import BackendError
 from vmm.host.net.record import boot_id
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Forwarding:
         return self._name in self._record()["users"] and _read(self._switch) == "1"
 
     def do(self) -> None:
+        if not os.path.exists(f"{_SYS}/{self._switch}"):
+            raise BackendError(f"this kernel has no IPv{self._version}")
         record = self._record()
         if not record["users"]:
             record["before"] = {path: _read(path) for path in self._settings()}

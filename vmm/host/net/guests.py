@@ -7,6 +7,7 @@ chosen once, and recorded. It is told to dnsmasq, and to the host by a line in `
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -18,7 +19,7 @@ from vmm.host.net.bridge import join_bridge
 from vmm.host.net.dnsmasq import Dnsmasq
 from vmm.host.net.link import find_device, netlink, tap_holder, user_name
 from vmm.host.net.network import Nat, check_name
-from vmm.host.net.shaping import Shaping
+from vmm.host.net.shaping import Policing, Shaping
 from vmm.host.net.transaction import apply, mend, revert
 from vmm.host.tap import TUNSETOWNER, open_tun
 from vmm.host.tap import attach as attach_tap
@@ -48,7 +49,7 @@ class Guest:
     address: IPv4Address | None
     attached: bool = False
     owner: int | None = None
-    #: Bytes a second that the tap sends to the guest.
+    #: Bytes a second, each way.
     limit: Rate | None = None
 
     @property
@@ -74,16 +75,23 @@ class Names:
     def __init__(self, store: Store, network: Nat, guest: Guest) -> None:
         self._store, self._network, self._guest = store, network, guest
         self._line = f"{guest.address}\t{guest.name}.{network.name} {guest.name}\t# pyvmm net {network.name}\n"
+        #: What dnsmasq is to know, by file.
+        self._told = {
+            (network.name, "hosts", guest.name): f"{guest.mac},{guest.address},{guest.name}\n",
+            (network.name, "names", guest.name): f"{guest.address} {guest.name}.{network.name} {guest.name}\n",
+        }
         self.what = f"name {guest.name}.{network.name}"
 
     def describe(self) -> str:
-        return f"dhcp-host={self._entry()}\n{self._store.hosts}: {self._line.strip()}"
+        guest = self._guest
+        return f"dhcp-host={guest.mac},{guest.address},{guest.name}\n{self._store.hosts}: {self._line.strip()}"
 
     def is_done(self) -> bool:
-        return os.path.exists(self._store.path(*self._file())) and self._line in self._hosts()
+        return all(os.path.exists(self._store.path(*file)) for file in self._told) and self._line in self._hosts()
 
     def do(self) -> None:
-        self._store.write_text(self._entry() + "\n", *self._file())
+        for file, text in self._told.items():
+            self._store.write_text(text, *file)
         lines = self._hosts()
         if self._line not in lines:
             self._write_hosts([*lines, self._line])
@@ -93,14 +101,9 @@ class Names:
         if self._line in lines:
             lines.remove(self._line)
             self._write_hosts(lines)
-        self._store.remove(*self._file())
+        for file in self._told:
+            self._store.remove(*file)
         Dnsmasq(self._store, self._network).reread()
-
-    def _file(self) -> tuple[str, str, str]:
-        return self._network.name, "hosts", self._guest.name
-
-    def _entry(self) -> str:
-        return f"{self._guest.mac},{self._guest.address},{self._guest.name}"
 
     def _hosts(self) -> list[str]:
         with open(self._store.hosts, encoding="utf-8", errors="surrogateescape") as file:
@@ -156,7 +159,7 @@ def guest_steps(store: Store, network: Network, guest: Guest) -> list[Step]:
     if isinstance(network, Nat):
         steps.insert(0, Names(store, network, guest))
     if guest.attached and guest.limit:
-        steps.append(Shaping(guest.tap, guest.limit))
+        steps += [Shaping(guest.tap, guest.limit), Policing(guest.tap, guest.limit)]
     return steps
 
 
@@ -259,6 +262,17 @@ def reserve(store: Store, network: Network, name: str, owner: int | None = None)
     if isinstance(network, Nat):
         mend([Names(store, network, guest)], f"join {name} to network {network.name}")
     return guest
+
+
+def next_private(store: Store, network: Network, owner: int | None) -> str:
+    """The first of the names ``private1``, ``private2`` … that is free for a guest of the user with the id *owner*."""
+    guests = read_guests(store, network.name)
+    with netlink() as routes:
+        for number in itertools.count(1):
+            guest = guests.get(f"private{number}")
+            if guest is None or (guest.owner == owner and find_device(routes, guest.tap) is None):
+                break
+    return f"private{number}"
 
 
 def refuse_others(network: Network, guest: Guest, owner: int | None) -> None:

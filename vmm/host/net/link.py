@@ -11,6 +11,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vmm.errors import BackendError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Names of arguments that are numbers of devices, and what `ip` calls them.
 _DEVICES = {"index": "dev", "oif": "dev", "ifindex": "dev", "master": "master"}
+#: Kinds of devices and of queueing disciplines, and the kernel's modules that have them.
+_MODULES = {"bridge": "bridge", "veth": "veth", "tbf": "sch_tbf"}
 _IFF_UP = 0x1
 _TUN_TYPE_TAP = 2
 
@@ -41,7 +45,9 @@ class Link:
 
 
 class Routes:
-    """pyroute2's `IPRoute`. A call that the kernel refuses is an `OSError`, whose text says what was called."""
+    """pyroute2's `IPRoute`. A call that the kernel refuses is an `OSError`, whose text says what was called; where the
+    kernel lacks what is asked for, a `BackendError`.
+    """
 
     def __init__(self, routes: IPRoute) -> None:
         self._routes = routes
@@ -55,6 +61,7 @@ class Routes:
             try:
                 return method(*command, **arguments)
             except NetlinkError as error:
+                _refuse_missing(error.code, arguments.get("kind") or command[-1])
                 words = [word for key, value in arguments.items() for word in self._words(key, value)]
                 reason = f"{os.strerror(error.code)} (ip {' '.join([name, *command, *words])})"
                 raise OSError(error.code, reason) from error
@@ -66,6 +73,12 @@ class Routes:
             names = [link.get_attr("IFLA_IFNAME") for link in self._routes.get_links() if link["index"] == value]
             return [_DEVICES[key], *(names or [f"number {value}"])]
         return [] if isinstance(value, dict | bytes) else [key, str(value)]
+
+
+def _refuse_missing(code: int, kind: str) -> None:
+    """Raise if the errno *code* says that the kernel has no *kind* of device or queueing discipline."""
+    if kind in _MODULES and code in (errno.EOPNOTSUPP, errno.ENOENT):
+        raise BackendError(f"this kernel has no {kind}", fix=f"run: sudo modprobe {_MODULES[kind]}")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vmm.host.net.guests import read_guests
 from vmm.host.net.link import find_device, netlink
 from vmm.host.net.network import Nat
-from vmm.host.net.networks import all_networks, state
+from vmm.host.net.networks import all_networks, all_steps
 from vmm.host.net.record import read_record
 
 if TYPE_CHECKING:
@@ -43,12 +43,13 @@ def look_at(store: Store, network: Network) -> dict[str, Any]:
             "mac": guest.mac,
             "address": guest.address and str(guest.address),
             "attached": guest.attached,
+            "limit": guest.limit and vars(guest.limit),
             **_port(guest.tap, ports.get(guest.tap)),
         }
         for guest in guests.values()
     ]
     rows += [
-        {"name": None, "mac": None, "address": None, "attached": False, **_port(name, link)}
+        {"name": None, "mac": None, "address": None, "attached": False, "limit": None, **_port(name, link)}
         for name, link in ports.items()
         if name not in by_tap and (isinstance(network, Nat) or name != network.nic)
     ]
@@ -60,7 +61,7 @@ def look_at(store: Store, network: Network) -> dict[str, Any]:
         **_own(network),
         "ready": record is not None and record.is_finished,
         "trial": record is not None and record.state == "trial",
-        "parts": state(store, network),
+        "parts": {step.what: step.is_done() for step in all_steps(store, network)},
         "uplinks": uplinks if isinstance(network, Nat) else [network.nic],
         **_counters(bridge),
         "guests": rows,

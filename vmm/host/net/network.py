@@ -14,6 +14,8 @@ from vmm.mac import format_mac
 
 #: Words that mean something else in `--net`.
 RESERVED = ("auto", "bridge", "lan", "mac", "mtu", "name", "queues", "tap", "user")
+#: The network that is made when a guest first needs it.
+DEFAULT = "nat"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,13}[a-z0-9]|[a-z]")
 _LONGEST_PREFIX = 29
 IPV6_PREFIX = 64

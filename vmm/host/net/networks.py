@@ -70,19 +70,36 @@ def repair(store: Store, name: str) -> list[str]:
     with store.locked():
         if clear(store, name):
             return [f"an end of network {name}, which a crash had left half made or half deleted"]
-        record, goal = _finished(store, name), f"repair network {name}"
+        record = _finished(store, name)
         network = record.network
         if isinstance(network, Physical):
             network = Takeover(network).renewed()
             write_record(store, replace(record, network=network))
-        made = mend(network_steps(store, network), goal)
-        if isinstance(network, Nat):
-            dnsmasq = Dnsmasq(store, network)
-            if Bridge(network).what in made and dnsmasq.what not in made:
-                dnsmasq.do()  # it has the old bridge
-        for guest in read_guests(store, name).values():
-            made += mend(guest_steps(store, network, guest), goal)
-        return made
+        return mend_all(store, network, f"repair network {name}")
+
+
+def mend_all(store: Store, network: Network, goal: str) -> list[str]:
+    """Make what is missing of *network* and its guests; what was made. The lock is held, *goal* is for messages.
+
+    Raises:
+        BackendError: the host refuses a part.
+    """
+    made = mend(network_steps(store, network), goal)
+    if isinstance(network, Nat):
+        dnsmasq = Dnsmasq(store, network)
+        if Bridge(network).what in made and dnsmasq.what not in made:
+            dnsmasq.do()  # it has the old bridge
+    for guest in read_guests(store, network.name).values():
+        made += mend(guest_steps(store, network, guest), goal)
+    return made
+
+
+def all_steps(store: Store, network: Network) -> list[Step]:
+    """What *network* and its guests consist of."""
+    steps = network_steps(store, network)
+    for guest in read_guests(store, network.name).values():
+        steps += guest_steps(store, network, guest)
+    return steps
 
 
 def missing(store: Store, name: str) -> list[str]:
@@ -91,11 +108,7 @@ def missing(store: Store, name: str) -> list[str]:
     Raises:
         ConfigError: there is no such network.
     """
-    network = get_network(store, name)
-    steps = network_steps(store, network)
-    for guest in read_guests(store, name).values():
-        steps += guest_steps(store, network, guest)
-    return [step.what for step in steps if not step.is_done()]
+    return [step.what for step in all_steps(store, get_network(store, name)) if not step.is_done()]
 
 
 def confirm(store: Store, name: str) -> Network:
@@ -127,11 +140,6 @@ def take_back(store: Store, name: str, token: str) -> None:
         if not is_on_trial(store, name, token):
             return
         _take_away(store, name)
-
-
-def state(store: Store, network: Network) -> dict[str, bool]:
-    """Whether each part of *network* is as it should be."""
-    return {step.what: step.is_done() for step in network_steps(store, network)}
 
 
 def find_network(store: Store, name: str) -> Network | None:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from vmm.host.net.link import Routes
 
 _FOREVER = 0xFFFF_FFFF
-_KERNEL = 2  # RTPROT_KERNEL, linux/rtnetlink.h: made with an address
+# linux/rtnetlink.h: made with an address; learned from a router advertisement
+_KERNEL, _RA = 2, 9  # RTPROT_KERNEL, RTPROT_RA
 _UNICAST = 1  # RTN_UNICAST
 _SCOPE_LINK = 253  # RT_SCOPE_LINK: of link-local addresses, which each device makes itself
 _USER_HZ = 100
 _SYSCTLS = "/proc/sys/net/{}/conf/{}"
+#: How long a device may take to hear of its routers: it asks them at once, and again after 4 s (RFC 4861 §6.3.7).
+_LEARN_S, _POLL_S = 6.0, 0.05
 _IPV6_SWITCH = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
 # linux/if_addr.h
 _NODAD, _TEMPORARY, _MANAGE_TEMPORARY, _NO_PREFIX_ROUTE = 0x02, 0x01, 0x100, 0x200
@@ -61,7 +65,7 @@ def read_settings(routes: Routes, name: str) -> Settings:
     index = link["index"]
     addresses = list(routes.get_addr(index=index))
     bare = {_subnet(message) for message in addresses if _flags(message) & _NO_PREFIX_ROUTE}
-    found = [
+    there = [
         _route(message)
         for family in (socket.AF_INET6, socket.AF_INET)
         for message in routes.get_routes(family=family)
@@ -70,12 +74,12 @@ def read_settings(routes: Routes, name: str) -> Settings:
         # What a manager made as the kernel's comes with no address.
         and (message["proto"] != _KERNEL or _destination(message) in bare)
     ]
+    needless = [_key(_stand_in(route)) for route in there if _is_announced(route)]
+    found = [route for route in there if _key(route) not in needless]
     return Settings(
         mac=link.get_attr("IFLA_ADDRESS"),
         mtu=link.get_attr("IFLA_MTU"),
-        addresses=[
-            _address(message) for message in addresses if message["scope"] != _SCOPE_LINK and not _is_temporary(message)
-        ],
+        addresses=[_address(message) for message in addresses if message["scope"] != _SCOPE_LINK],
         leased=[message.get_attr("IFA_ADDRESS") for message in addresses if _is_leased(message)],
         # Those to gateways come after those that lead to the gateways.
         routes=sorted(found, key=lambda route: "gateway" in route),
@@ -95,7 +99,12 @@ def add_addresses(routes: Routes, name: str, settings: Settings) -> None:
     index = find_device(routes, name)["index"]
     for address in settings.addresses:
         with unless(errno.EEXIST):
-            routes.addr("add", index=index, **address)
+            if address["family"] == socket.AF_INET6 and not address["IFA_FLAGS"] & _NODAD:
+                # It was found to be nobody else's, and is to be of use at once.
+                routes.addr("add", index=index, **address | {"IFA_FLAGS": address["IFA_FLAGS"] | _NODAD})
+                routes.addr("replace", index=index, **address)
+            else:
+                routes.addr("add", index=index, **address)
 
 
 def remove_addresses(routes: Routes, name: str, settings: Settings) -> None:
@@ -108,13 +117,37 @@ def remove_addresses(routes: Routes, name: str, settings: Settings) -> None:
 
 
 def lead_routes(routes: Routes, name: str, settings: Settings) -> None:
-    """Lead the routes of *settings* through the device *name*, each replaced in one stroke."""
-    index = find_device(routes, name)["index"]
+    """Lead the routes of *settings* through the device *name*, each replaced in one stroke.
+
+    What routers announce the kernel learns by itself there, in a moment, and would not take ours for it. So ours is a
+    stand-in of lesser rank; see `drop_stand_ins`.
+    """
+    index, learns = find_device(routes, name)["index"], _learns_routes(name)
     for route in settings.routes:
-        own = {key: value for key, value in route.items() if key != "expires"}
-        if "expires" in route:
-            own["RTA_EXPIRES"] = struct.pack("=I", route["expires"])  # pyroute2 knows its number, not its form
+        placed = _stand_in(route) if learns and _is_announced(route) else route
+        own = {key: value for key, value in placed.items() if key != "expires"}
+        if "expires" in placed:
+            own["RTA_EXPIRES"] = struct.pack("=I", placed["expires"])  # pyroute2 knows its number, not its form
         routes.route("replace", oif=index, **own)
+
+
+def drop_stand_ins(routes: Routes, name: str, settings: Settings) -> None:
+    """Wait until the device *name* has learned the routes of *settings* that routers announce, and drop ours.
+
+    What it has not learned in some seconds stays until it expires.
+    """
+    if not _learns_routes(name):
+        return
+    index, deadline = find_device(routes, name)["index"], time.monotonic() + _LEARN_S
+    waiting = [route for route in settings.routes if _is_announced(route)]
+    while waiting and time.monotonic() < deadline:
+        messages = routes.get_routes(family=socket.AF_INET6)
+        there = [_key(_route(message)) for message in messages if message.get_attr("RTA_OIF") == index]
+        for route in [route for route in waiting if _key(route) in there]:
+            waiting.remove(route)
+            with unless(errno.ESRCH):
+                routes.route("del", oif=index, **_key(_stand_in(route)))
+        time.sleep(_POLL_S)
 
 
 def set_dns(name: str, settings: Settings) -> None:
@@ -140,11 +173,6 @@ def _flags(message: Any) -> int:
     return int(message["flags"] if flags is None else flags)
 
 
-def _is_temporary(message: Any) -> bool:
-    """Whether it is a privacy address of IPv6, which the device makes itself; of IPv4 the flag says secondary."""
-    return message["family"] == socket.AF_INET6 and bool(_flags(message) & _TEMPORARY)
-
-
 def _address(message: Any) -> dict[str, Any]:
     address = {
         "family": message["family"],
@@ -157,14 +185,14 @@ def _address(message: Any) -> dict[str, Any]:
     priority = message.get_attr("IFA_RT_PRIORITY")
     if priority:
         address["IFA_RT_PRIORITY"] = priority
-    flags = _flags(message) & (_MANAGE_TEMPORARY | _NO_PREFIX_ROUTE)
     if message["family"] == socket.AF_INET6:
-        flags |= _NODAD  # it was found to be nobody else's
         times = message.get_attr("IFA_CACHEINFO")
         if times["ifa_valid"] != _FOREVER:
             address["IFA_CACHEINFO"] = {key: times[key] for key in ("ifa_preferred", "ifa_valid")}
+        if _flags(message) & _TEMPORARY:  # a privacy address: the device makes new ones, this is for its connections
+            address["IFA_CACHEINFO"] |= {"ifa_preferred": 0}
     # An IPv4 address that somebody leased stays: to lose it with the lease would lock out whoever works through it.
-    address["IFA_FLAGS"] = flags
+    address["IFA_FLAGS"] = _flags(message) & (_NODAD | _MANAGE_TEMPORARY | _NO_PREFIX_ROUTE)
     return address
 
 
@@ -184,6 +212,28 @@ def _route(message: Any) -> dict[str, Any]:
     if message["family"] == socket.AF_INET6 and expires > 0:
         route["expires"] = expires // _USER_HZ
     return route
+
+
+def _is_announced(route: dict[str, Any]) -> bool:
+    return bool(route["proto"] == _RA and "gateway" in route)
+
+
+def _stand_in(route: dict[str, Any]) -> dict[str, Any]:
+    """What is there for the announced *route* until the device has learned that."""
+    return route | {"priority": route["priority"] + 1}
+
+
+def _key(route: dict[str, Any]) -> dict[str, Any]:
+    """What tells *route* from others of its device."""
+    return {key: route[key] for key in ("family", "dst", "gateway", "priority", "proto") if key in route}
+
+
+def _learns_routes(name: str) -> bool:
+    """Whether the kernel takes routes from the advertisements that come to the device *name*."""
+    with suppress(FileNotFoundError):  # there is no IPv6
+        accepts, forwards = (_read(_SYSCTLS.format("ipv6", name) + f"/{key}") for key in ("accept_ra", "forwarding"))
+        return accepts == "2\n" or (accepts == "1\n" and forwards == "0\n")
+    return False
 
 
 def _destination(message: Any) -> str:

@@ -12,6 +12,7 @@ from vmm.host.net.nic import (
     Settings,
     add_addresses,
     copy_sysctls,
+    drop_stand_ins,
     has_ipv6,
     has_multipath,
     lead_routes,
@@ -146,7 +147,8 @@ class Takeover:
             lead_routes(routes, name, settings)
             remove_addresses(routes, nic, settings)
             set_ipv6(nic, on=False)  # its own address would answer in the bridge's stead
-        set_dns(name, settings)
+            set_dns(name, settings)
+            drop_stand_ins(routes, name, settings)
 
     def undo(self) -> None:
         nic, settings = self._network.nic, self._network.settings
@@ -160,7 +162,8 @@ class Takeover:
             add_addresses(routes, nic, settings)
             lead_routes(routes, nic, settings)
             routes.link("del", index=bridge["index"])
-        set_dns(nic, settings)
+            set_dns(nic, settings)
+            drop_stand_ins(routes, nic, settings)
 
     def present(self) -> Physical:
         """The network with what the bridge has now: that is what the NIC is to get back."""

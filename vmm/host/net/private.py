@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from vmm.errors import BackendError
 from vmm.host.net.bridge import join_bridge
 from vmm.host.net.link import find_device, netlink
-from vmm.host.net.rules import apply_script
+from vmm.host.net.nft import apply_script
 from vmm.host.tap import Tap, add_queues, attach, choose_mtu, open_tun
 from vmm.mac import default_mac
 

@@ -1,4 +1,7 @@
-"""Limits by the kernel's token bucket filter, tbf(8): of what a device sends, that is of what guests receive."""
+"""Limits of devices: of what they send, by tbf(8), the kernel's token bucket; of what comes from them, by nftables.
+
+What a tap or a bridge sends is what guests receive.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.errors import ConfigError
 from vmm.host.net.link import find_device, netlink
+from vmm.host.net.nft import Chain, Rule, Table, exceeds, match, meta
 
 if TYPE_CHECKING:
     from vmm.config import Rate
@@ -15,6 +19,8 @@ _ROOT = 0xFFFF_FFFF  # TC_H_ROOT, linux/pkt_sched.h
 _LATENCY = "50ms"
 _RATE_MAX = (1 << 32) - 1
 _BURST_MIN = 2048
+#: With segmentation offload. nftables lets nothing pass that is larger than rate and burst (net/netfilter/nft_limit.c).
+_FRAME_MAX = 65535 + 18
 
 
 class Shaping:
@@ -49,16 +55,28 @@ class Shaping:
                 routes.tc("del", index=filter_["index"], handle=filter_["handle"], parent=_ROOT)
 
 
+class Policing(Table):
+    """No more than *limit*, in bytes, comes from the bridge's port *device*; what exceeds it is dropped."""
+
+    def __init__(self, device: str, limit: Rate) -> None:
+        text = f"iifname {device} limit rate over {limit.per_second} bytes/second drop"
+        rule = Rule("sent", text, [match(meta("iifname"), device), exceeds(limit), {"drop": None}])
+        super().__init__("bridge", device, [Chain("sent", "filter", "prerouting", 0)], [rule])
+
+
 def check_limit(limit: Rate) -> Rate:
-    """*limit*, if tbf can keep it.
+    """*limit*, if it can be kept.
 
     Raises:
         ConfigError: it cannot.
     """
     if limit.per_second > _RATE_MAX:
         raise ConfigError(f"rate={limit.per_second} is more than {_RATE_MAX} bytes a second", where="--qos")
-    if limit.burst < _BURST_MIN:
-        raise ConfigError(f"burst={limit.burst} lets no frame through", where="--qos", fix=f"at least {_BURST_MIN}")
+    least = max(_BURST_MIN, _FRAME_MAX - limit.per_second)
+    if limit.burst < least:
+        raise ConfigError(
+            f"burst={limit.burst} lets no large frame through", where="--qos", fix=f"at least burst={least}"
+        )
     return limit
 
 

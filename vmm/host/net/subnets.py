@@ -7,6 +7,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
+from vmm.host.lan.leases import PREFIX as LAN_PREFIX
 from vmm.host.net.link import netlink
 from vmm.host.net.network import Nat
 
@@ -44,7 +45,7 @@ def taken(networks: Sequence[Network]) -> dict[Subnet, str]:
 
 
 def choose_subnet(occupied: Mapping[Subnet, str]) -> IPv4Network:
-    """The first of 10.77.0.0/24, 10.77.1.0/24 … that overlaps none of *occupied*.
+    """The first of 10.77.0.0/24, 10.77.1.0/24 … that overlaps none of *occupied*, nor the subnet of lans.
 
     Raises:
         ConfigError: there is none.
@@ -66,5 +67,7 @@ def refuse_overlap(subnet: Subnet, occupied: Mapping[Subnet, str], option: str) 
 
 def _candidates() -> Iterator[IPv4Network]:
     for second in range(77, 255):
+        if bytes((10, second)) == LAN_PREFIX:  # a guest may have a card of each kind
+            continue
         for third in range(256):
             yield IPv4Network(f"10.{second}.{third}.0/24")

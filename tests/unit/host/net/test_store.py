@@ -42,3 +42,18 @@ def test_a_directory_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:
         Store(str(tmp_path / "file" / "net")).locked(),
     ):
         pass
+
+
+@pytest.mark.root
+def test_all_may_read_it_whatever_the_callers_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        store = Store(str(tmp_path / "state" / "net"))
+        with store.locked():
+            store.write({"a": 1}, "lab", "network.json")
+        assert os.umask(before) == 0o077
+    finally:
+        os.umask(before)
+    made = [tmp_path / "state", *(tmp_path / "state").rglob("*")]
+    assert len(made) == 5
+    assert all(path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644) for path in made)
