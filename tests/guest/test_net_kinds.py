@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -55,6 +56,7 @@ def host() -> Iterator[managed.Host]:
         here = ["sh", "-c", DNSMASQ.format("br0", "10.0.0.1")]
         beyond = made.router.command(DNSMASQ.format("down0", "192.0.2.1"))
         servers = [subprocess.Popen(command) for command in (here, beyond)]
+        made.router.run("ip route add 10.0.0.0/24 via 192.0.2.2")
         create_physical(Store(), "wire", "up0", confirm_timeout_s=None)
         create_nat(Store(), "lab")
         yield made
@@ -91,44 +93,59 @@ def pair(micro: Image, host: managed.Host, disk: str) -> Iterator[Pair]:
             guest.close()
 
 
-def use(pair: Pair, kind: str) -> dict[str, str]:
-    """Have each guest ask for an address with its card of that *kind*, and with no other; these by name."""
-    card = f"eth{list(KINDS).index(kind)}"
+@dataclass
+class Kind:
+    """What both guests use now: the cards of that *kind*, with these *addresses* by guest."""
+
+    kind: str
+    addresses: dict[str, str]
+
+    def finds(self, guest: str) -> str:
+        """The name by which *guest* is found."""
+        return KINDS[self.kind][2].format(guest)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def used(request: pytest.FixtureRequest, pair: Pair) -> Kind:
+    """The guests have asked for addresses with their cards of one kind, and have no others."""
+    card = f"eth{list(KINDS).index(request.param)}"
     addresses = {}
     for name, guest in pair.items():
         guest.run("for n in 0 1 2 3; do ip link set eth$n down; done; ip address flush scope global")
         guest.run(f"udhcpc -n -q -f -i {card} -x hostname:{name}")
         addresses[name] = guest.run(f"ip -4 -o address show {card}").split()[3]
-    return addresses
+    return Kind(request.param, addresses)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size_mib", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_addresses_names_and_mib(pair: Pair, disk: str, kind: str, size_mib: int) -> None:
-    _, address, names = KINDS[kind]
-    assert all(given.startswith(address) for given in use(pair, kind).values())
-    server, client = pair.values()
+def test_each_gets_an_address(used: Kind) -> None:
+    assert all(address.startswith(KINDS[used.kind][1]) for address in used.addresses.values())
+
+
+@pytest.mark.parametrize("used", ["nat"], indirect=True)
+def test_it_is_the_address_of_its_name(used: Kind) -> None:
+    known = guests.read_guests(Store(), "lab")
+    assert used.addresses == {name: f"{known[name].address}/24" for name in NAMES}
+
+
+def test_they_find_each_other_by_name(pair: Pair, used: Kind) -> None:
     for guest, other in zip(pair.values(), reversed(pair), strict=True):
-        assert "2 packets received" in guest.run(f"ping -c 2 {names.format(other)}")
+        assert "2 packets received" in guest.run(f"ping -c 2 {used.finds(other)}")
+
+
+def test_they_reach_the_world(pair: Pair, used: Kind) -> None:
+    assert "2 packets received" in pair["web1"].run("ping -c 2 198.51.100.1")
+
+
+@pytest.mark.parametrize("size_mib", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_mib_from_guest_to_guest(pair: Pair, disk: str, used: Kind, size_mib: int) -> None:
+    server, client = pair.values()
     serve(server, size_mib)
-    fetch(client, f"http://{names.format(NAMES[0])}/data", disk, size_mib)
+    fetch(client, f"http://{used.finds(NAMES[0])}/data", disk, size_mib)
     end_serving(server)
 
 
-def test_a_name_has_its_address(pair: Pair) -> None:
-    known = guests.read_guests(Store(), "lab")
-    assert use(pair, "nat") == {name: f"{known[name].address}/24" for name in pair}
-
-
-def test_the_host_finds_them_by_name(pair: Pair, host: managed.Host) -> None:
-    use(pair, "nat")
-    address = next(line.split()[0] for line in host.names().splitlines() if "web1.lab" in line.split())
-    subprocess.run(["busybox", "ping", "-c", "3", "-W", "5", address], check=True)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_they_reach_the_world(pair: Pair, kind: str) -> None:
-    if kind == "bridge":
-        pytest.skip("leads nowhere else")
-    use(pair, kind)
-    assert "3 packets received" in pair["web1"].run("ping -c 3 198.51.100.1")
+@pytest.mark.parametrize("used", ["nat", "private"], indirect=True)
+def test_the_host_finds_them_by_name(host: managed.Host, used: Kind) -> None:
+    name = f"{used.finds(NAMES[0])}.lab"
+    address = next(line.split()[0] for line in host.names().splitlines() if name in line.split())
+    subprocess.run(["busybox", "ping", "-c", "2", "-W", "5", address], check=True)

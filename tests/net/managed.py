@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .namespace import await_carrier, ip, network_namespace
+from .namespace import await_carrier, await_own_address, ip, network_namespace
 
 #: Prints what it was given, and uses it.
 _LEASE_SCRIPT = """\
@@ -82,7 +82,8 @@ class Host:
         self.router.run(
             "ip address add 192.0.2.1/24 dev down0; ip address add 198.51.100.1/32 dev lo; ip link set down0 up"
         )
-        await_carrier("up0")  # only then does it give itself an address
+        await_carrier("up0")  # only then, and some time later, does it give itself an address
+        await_own_address("up0")
         ip("route add default via 192.0.2.1")
 
     def guest(self, bridge: str, mac: str = "", name: str = "") -> Namespace:

@@ -91,6 +91,14 @@ def await_carrier(name: str) -> None:
         time.sleep(0.02)
 
 
+def await_own_address(name: str) -> None:
+    """Until the device *name* has its link-local address, with all routes that come with it."""
+    deadline = time.monotonic() + 5
+    while "local fe80:" not in ip(f"-6 route show table local dev {name}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def links() -> set[str]:
     """The names of this namespace's devices."""
     return {line.split()[0].split("@")[0] for line in ip("-br link").splitlines()}

@@ -6,7 +6,7 @@ import errno
 import os
 from ipaddress import IPv6Network
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyroute2
 import pytest
@@ -24,16 +24,29 @@ pytestmark = pytest.mark.net
 LIMIT = Rate(per_second=1 << 20, burst=1 << 20)
 
 
-def lack(monkeypatch: pytest.MonkeyPatch, method: str, kind: str, code: int) -> None:
+def lack(monkeypatch: pytest.MonkeyPatch, kind: str, code: int) -> None:
     """Let rtnetlink refuse to make *kind*, as a kernel does that was built without it."""
-    real = getattr(pyroute2.IPRoute, method)
+    real = pyroute2.IPRoute
 
-    def refuse(routes: Any, *command: Any, **arguments: Any) -> Any:
-        if kind in (*command, arguments.get("kind")):
-            raise pyroute2.NetlinkError(code)
-        return real(routes, *command, **arguments)
+    class Lacking:
+        def __init__(self) -> None:
+            self._routes = real()
 
-    monkeypatch.setattr(pyroute2.IPRoute, method, refuse)
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._routes.close()
+
+        def __getattr__(self, name: str) -> Any:
+            def call(*command: Any, **arguments: Any) -> Any:
+                if kind in (*command, arguments.get("kind")):
+                    raise pyroute2.NetlinkError(code)
+                return getattr(self._routes, name)(*command, **arguments)
+
+            return call
+
+    monkeypatch.setattr(pyroute2, "IPRoute", Lacking)
 
 
 def lack_nftables(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
@@ -48,7 +61,7 @@ def lack_nftables(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
 
 def test_no_bridges(host: Host, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     before = state(host)
-    lack(monkeypatch, "link", "bridge", errno.EOPNOTSUPP)
+    lack(monkeypatch, "bridge", errno.EOPNOTSUPP)
     with pytest.raises(BackendError) as caught:
         create_nat(store, "lab")
     assert str(caught.value) == (
@@ -80,10 +93,25 @@ def test_no_nftables(host: Host, store: Store, monkeypatch: pytest.MonkeyPatch, 
     assert state(host) == before
 
 
+@pytest.mark.parametrize(("missing", "package"), [("nft", "nftables"), ("dnsmasq", "dnsmasq-base")])
+def test_no_program(host: Host, store: Store, monkeypatch: pytest.MonkeyPatch, missing: str, package: str) -> None:
+    for name in {"nft", "dnsmasq"} - {missing}:
+        os.symlink(f"/usr/sbin/{name}", f"{host.directory}/{name}")
+    before = state(host)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", host.directory)
+        with pytest.raises(BackendError) as caught:
+            create_nat(store, "lab")
+    assert f"there is no {missing}\n" in str(caught.value)
+    assert str(caught.value).endswith(f"  run: sudo apt install {package}")
+    assert state(host) == before
+    assert store.networks() == []
+
+
 def test_no_token_bucket(host: Host, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     network = create_nat(store, "lab")
     before = state(host)
-    lack(monkeypatch, "tc", "tbf", errno.ENOENT)
+    lack(monkeypatch, "tbf", errno.ENOENT)
     with pytest.raises(BackendError) as caught:
         guests.attach(store, network, "web1", limit=LIMIT)
     assert str(caught.value) == (
@@ -95,7 +123,7 @@ def test_no_token_bucket(host: Host, store: Store, monkeypatch: pytest.MonkeyPat
 
 def test_no_veth(host: Host, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     create_nat(store, "lab")
-    lack(monkeypatch, "link", "veth", errno.EOPNOTSUPP)
+    lack(monkeypatch, "veth", errno.EOPNOTSUPP)
     with pytest.raises(BackendError, match="this kernel has no veth\n  run: sudo modprobe veth"):
         join_here(NetConfig(network="lab", private=True))
 

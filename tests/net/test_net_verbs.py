@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests.fakes.host import NOBODY, PYVMM
 from tests.net.managed import Host, state
 from vmm.cli.main import main
 
@@ -119,6 +120,23 @@ def test_a_capture_is_a_file(net: Verbs, host: Host) -> None:
         assert file.read(4) == b"\x4d\x3c\xb2\xa1"
 
 
+@pytest.mark.root
+def test_an_ordinary_user_sees_what_they_may(net: Verbs) -> None:
+    net("create", "lab", "--nat")
+
+    def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*NOBODY, PYVMM, "net", *arguments], capture_output=True, text=True, check=False)
+
+    assert as_nobody("list").stdout.splitlines()[1].split()[-1] == "up"
+    shown = as_nobody("show", "lab").stdout
+    assert "\n?        nftables table inet pyvmm-lab\nok       IPv4 forwarding\n" in shown
+    refused = as_nobody("repair", "lab", "--dry-run")
+    assert (refused.returncode, refused.stderr) == (
+        125,
+        "pyvmm: network lab: cannot see all of it\n  run it with sudo\n",
+    )
+
+
 def test_a_guest_is_captured_by_its_name(net: Verbs, host: Host) -> None:
     for network in ("lab", "lab2"):
         net("create", network, "--nat")
@@ -148,7 +166,7 @@ def test_a_guest_is_captured_by_its_name(net: Verbs, host: Host) -> None:
         (["attach", "lab", "web1"], "network lab: there is no such network"),
         (["delete", "lab"], "network lab: there is no such network"),
         (["list", "--format", "xml"], "--format: 'xml' is no format"),
-        (["capture", "lab"], "network lab: there is no such network"),
+        (["capture", "lab"], "lab: is neither a network nor a guest of one\n  run: pyvmm net list"),
     ],
 )
 def test_mistakes(net: Verbs, arguments: list[str], message: str) -> None:

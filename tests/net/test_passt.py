@@ -32,6 +32,9 @@ pytestmark = [
 ]
 
 HOST, ROUTER, SUBNET = "10.9.0.2", "10.9.0.1", 24
+HOST6, ROUTER6, WORLD6 = "2001:db8::2", "2001:db8::1", "2001:db8:1::1"
+#: The guest's own, by which it asks for a router.
+LINK_LOCAL = "fe80::5054:ff:fe00:1"
 FORWARD = Forward(protocol="tcp", address="127.0.0.1", host_port=2222, guest_port=22)
 
 
@@ -45,6 +48,14 @@ def world(netns: None) -> None:
     ip("link set eth0 up")
     ip(f"route add default via {ROUTER}")
     await_carrier("eth0")
+
+
+@pytest.fixture
+def world6(world: None) -> None:
+    """The same with IPv6, and with somebody out there."""
+    ip(f"-6 address add {WORLD6} dev lo nodad")
+    ip(f"-6 address add {HOST6}/64 dev eth0 nodad")
+    ip(f"-6 route add default via {ROUTER6}")
 
 
 @pytest.fixture
@@ -99,6 +110,16 @@ def ipv4(protocol: int, source: str, target: str, payload: bytes, *, to: bytes, 
 def udp(ends: tuple[str, str], ports: tuple[int, int], payload: bytes, mac: bytes = GUEST_MAC) -> bytes:
     datagram = struct.pack(">HHHH", *ports, 8 + len(payload), 0) + payload
     return ipv4(17, *ends, datagram, to=BROADCAST, mac=mac)
+
+
+def ipv6(protocol: int, ends: tuple[str, str], payload: bytes, checksum_at: int, to: bytes = BROADCAST) -> bytes:
+    """A frame to *to*, which is passt's whoever that is; the checksum of *payload* is filled in (RFC 8200 §8.1)."""
+    addresses = b"".join(socket.inet_pton(socket.AF_INET6, end) for end in ends)
+    total = checksum(addresses + struct.pack(">IHBB", len(payload), 0, 0, protocol) + payload)
+    payload = payload[:checksum_at] + total.to_bytes(2, "big") + payload[checksum_at + 2 :]
+    return (
+        to + GUEST_MAC + b"\x86\xdd" + struct.pack(">IHBB", 6 << 28, len(payload), protocol, 255) + addresses + payload
+    )
 
 
 def tcp(frame: bytes, flags: int, sequence: int, acknowledged: int, payload: bytes = b"") -> bytes:
@@ -169,6 +190,26 @@ def test_the_guest_reaches_the_world(passt: StreamUplink) -> None:
         assert data == b"ping"
         server.sendto(b"pong", caller)
     assert receive(passt, lambda frame: frame[23] == 17 and b"pong" in frame)[30:34] == socket.inet_aton(HOST)
+
+
+def test_the_guest_learns_its_ipv6_prefix(world6: None, passt: StreamUplink) -> None:
+    everybody = bytes.fromhex("333300000002")
+    send(passt, ipv6(58, (LINK_LOCAL, "ff02::2"), bytes([133]) + bytes(7), 2, everybody))
+    advertised = receive(passt, lambda frame: frame[12:14] == b"\x86\xdd" and frame[20] == 58 and frame[54] == 134)
+    assert socket.inet_pton(socket.AF_INET6, "2001:db8::") in advertised
+
+
+def test_the_guest_reaches_the_world_by_ipv6(world6: None, passt: StreamUplink) -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
+        server.bind((WORLD6, 0))
+        server.settimeout(5)
+        datagram = struct.pack(">HHHH", 5555, server.getsockname()[1], 12, 0) + b"ping"
+        send(passt, ipv6(17, (HOST6, WORLD6), datagram, 6))
+        data, caller = server.recvfrom(100)
+        assert data == b"ping"
+        server.sendto(b"pong", caller)
+    answer = receive(passt, lambda frame: frame[12:14] == b"\x86\xdd" and b"pong" in frame)
+    assert answer[22:54] == socket.inet_pton(socket.AF_INET6, WORLD6) + socket.inet_pton(socket.AF_INET6, HOST6)
 
 
 @both_engines

@@ -139,14 +139,17 @@ def _create_physical(name: str, options: Options, say: Callable[[str], None]) ->
 
 def _confirm(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
     network = networks.confirm(Store(), names[0])
+    sys.stdout.write(f"network {network.name}: stays\n")
     if isinstance(network, Physical) and network.persist:
         for path in Persistence(network).others():
             say(f"{path} has {network.nic} too: take its addresses and routes out there before the next boot")
 
 
-def _list(_: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
-    found = look_at_all(Store())
-    sys.stdout.write(_json({"networks": found}) if wants_json(options, "text") else table(found))
+def _list(_: list[str], options: Options, say: Callable[[str], None]) -> None:
+    as_json, found = wants_json(options, "text"), look_at_all(Store())
+    if not found:
+        say("there are no networks; this makes one: sudo pyvmm net create lab --nat")
+    sys.stdout.write(_json({"networks": found}) if as_json else table(found))
 
 
 def _show(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
@@ -208,7 +211,7 @@ def _capture(names: list[str], options: Options, say: Callable[[str], None]) -> 
         with open(1 if path == "-" else path, "wb", closefd=path != "-") as output:
             say(f"capturing {device}; Ctrl-C ends it")
             written = capture.write(output, count=count, seconds=seconds, stop_fd=stop_fd)
-        say(f"{written} frames")
+        say(f"{written} frame{'' if written == 1 else 's'}")
 
 
 def _device(store: Store, what: str) -> str:
@@ -219,8 +222,9 @@ def _device(store: Store, what: str) -> str:
         if len(having) > 1:
             fix = f"one of {', '.join(f'{name}/{what}' for name in having)}"
             raise ConfigError("several networks have that guest", where=f"pyvmm net capture {what}", fix=fix)
-        if having:
-            network, guest = having[0], what
+        if not having and what not in store.networks():
+            raise ConfigError("is neither a network nor a guest of one", where=what, fix="run: pyvmm net list")
+        network, guest = (having[0], what) if having else (what, "")
     found = networks.get_network(store, network)
     return guests.get_guest(store, found, guest).tap if guest else found.name
 

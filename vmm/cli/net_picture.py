@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+#: What is said of a part: it is there, or not, or only root may know.
+_PARTS = {True: "ok", False: "MISSING", None: "?"}
 _UNITS = ((1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
 
 
@@ -35,6 +37,7 @@ def picture(network: dict[str, Any]) -> str:
             guest["mac"] or "-",
             _link(guest),
             f"rx {_size(guest['rx_bytes'])} tx {_size(guest['tx_bytes'])}" if guest["there"] else "",
+            _limit(guest),
         )
         for guest in network["guests"]
     ]
@@ -45,11 +48,17 @@ def picture(network: dict[str, Any]) -> str:
         lines += ["", "other leases:"]
         lines += [f"  {lease['address']}  {lease['mac']}  {lease['name']}" for lease in network["leases"]]
     if network["limit"]:
-        lines += ["", f"limit: {_size(network['limit']['per_second'])} bytes/s each way"]
-    lines += ["", *(f"{'ok     ' if good else 'MISSING'}  {part}" for part, good in network["parts"].items())]
-    if not all(network["parts"].values()):
+        lines += ["", f"{_limit(network)} each way"]
+    lines += ["", *(f"{_PARTS[good]:<7}  {part}" for part, good in network["parts"].items())]
+    if _is_broken(network):
         lines.append(f"run: sudo pyvmm net repair {network['name']}")
+    if network["trial"]:
+        lines.append(f"it stays after: sudo pyvmm net confirm {network['name']}")
     return "\n".join(lines) + "\n"
+
+
+def _limit(of: dict[str, Any]) -> str:
+    return f"limit {_size(of['limit']['per_second'])} bytes/s" if of["limit"] else ""
 
 
 def _state(network: dict[str, Any]) -> str:
@@ -57,7 +66,11 @@ def _state(network: dict[str, Any]) -> str:
         return "unfinished"
     if network["trial"]:
         return "on trial"
-    return "up" if all(network["parts"].values()) else "broken"
+    return "broken" if _is_broken(network) else "up"
+
+
+def _is_broken(network: dict[str, Any]) -> bool:
+    return False in network["parts"].values()
 
 
 def _link(guest: dict[str, Any]) -> str:

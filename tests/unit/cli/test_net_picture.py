@@ -13,9 +13,9 @@ LAB: dict[str, Any] = {
     "parts": {"bridge lab": True, "dnsmasq on lab": True},
     "guests": [
         {"name": "web1", "mac": "52:54:00:00:00:01", "address": "10.77.0.200", "attached": True, "there": True,
-         "running": True, "device": "pyvmm-00000001", **NOTHING, "rx_bytes": 3 << 19, "tx_bytes": 900},
+         "limit": {"per_second": 1 << 20, "burst": 1 << 20}, "running": True, "device": "pyvmm-00000001", **NOTHING, "rx_bytes": 3 << 19, "tx_bytes": 900},
         {"name": None, "mac": None, "address": None, "attached": False, "there": True,
-         "running": False, "device": "pyvmm0", **NOTHING},
+         "limit": None, "running": False, "device": "pyvmm0", **NOTHING},
     ],
     "leases": [{"mac": "52:54:00:00:00:02", "address": "10.77.0.9", "name": "other"}],
     **NOTHING,
@@ -27,7 +27,7 @@ def test_a_picture() -> None:
         "network lab: nat, 10.77.0.0/24, up\n"
         "\n"
         "eth0 ── nat ── lab  10.77.0.1/24\n"
-        "               ├─ pyvmm-00000001  web1  10.77.0.200  52:54:00:00:00:01  running  rx 1.5M tx 900\n"
+        "               ├─ pyvmm-00000001  web1  10.77.0.200  52:54:00:00:00:01  running  rx 1.5M tx 900  limit 1.0M bytes/s\n"
         "               └─ pyvmm0          -     -            -                  off      rx 0 tx 0\n"
         "\n"
         "other leases:\n"
@@ -42,6 +42,16 @@ def test_what_is_missing_is_marked() -> None:
     lines = picture(LAB | {"guests": [], "leases": [], "parts": {"bridge lab": False}}).splitlines()
     assert lines[0].endswith(", broken")
     assert lines[-2:] == ["MISSING  bridge lab", "run: sudo pyvmm net repair lab"]
+
+
+def test_what_only_root_may_know_is_not_said_to_be_missing() -> None:
+    lines = picture(LAB | {"guests": [], "leases": [], "parts": {"bridge lab": None}}).splitlines()
+    assert lines[0].endswith(", up")
+    assert lines[-1] == "?        bridge lab"
+
+
+def test_a_trial_says_how_it_ends() -> None:
+    assert picture(LAB | {"trial": True}).endswith("\nit stays after: sudo pyvmm net confirm lab\n")
 
 
 def test_a_line_each() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ pytest.importorskip("vmm.native._engine", reason="the native engine is not built
 from tests.fakes.card import MAC, RX, TX, Card, header
 from tests.fakes.lan import BROADCAST, frame, mac
 from tests.fakes.native import both_engines
-from vmm.config import VLAN_TRUNK
+from vmm.config import VLAN_TRUNK, NetLimits, Rate
 from vmm.host.lan.port import open_lan
 
 pytestmark = both_engines
@@ -62,3 +63,37 @@ def test_frames_go_from_card_to_card(cards: list[Card]) -> None:
 def test_headers_of_a_hostile_guest_are_wiped(cards: list[Card]) -> None:
     cards[0].send(b"\xff" * 12, frame(BROADCAST, mac(1)))
     assert received(cards[1]) == header(buffers=1) + frame(BROADCAST, mac(1))
+
+
+def test_ipv6_neighbours_find_each_other(cards: list[Card]) -> None:
+    first, second, _ = cards
+    assert second.command(b"\0\1", b"\1") == b"\0"  # it wants all multicasts (VIRTIO 1.2 §5.1.6.5.1)
+    ask = bytes.fromhex("3333ff000002") + MAC + b"\x86\xdd" + ipv6("fe80::1", "ff02::1:ff00:2", 135)
+    first.send(header(), ask)
+    assert received(second) == header(buffers=1) + ask
+    answer = MAC + mac(2) + b"\x86\xdd" + ipv6("fe80::2", "fe80::1", 136)
+    second.send(header(), answer)
+    assert received(first) == header(buffers=1) + answer
+
+
+def ipv6(source: str, target: str, kind: int) -> bytes:
+    """A neighbour solicitation (135) or advertisement (136) without options (RFC 8200, RFC 4861 §4.3)."""
+    ends = b"".join(socket.inet_pton(socket.AF_INET6, address) for address in (source, target))
+    return b"\x60\0\0\0\0\x18\x3a\xff" + ends + bytes([kind]) + bytes(23)
+
+
+def test_a_cards_limit_holds_on_a_lan(cards: list[Card]) -> None:
+    first, second, _ = cards
+    first.path.set_limits(NetLimits(tx_pps=Rate(per_second=20, burst=2)))
+    for _ in range(4):
+        first.driver.queues[TX].add([first.arena.readable(header() + frame(BROADCAST, MAC))])
+    begin = time.monotonic()
+    first.kick(TX)
+    sent = len(first.used(TX))
+    assert sent == 2
+    while sent < 4:
+        first.loop.wait(0.005)
+        sent += len(first.used(TX))
+    assert 2 / 20 * 0.8 <= time.monotonic() - begin < 3
+    for _ in range(4):
+        assert received(second) == header(buffers=1) + frame(BROADCAST, MAC)

@@ -11,6 +11,7 @@ from vmm.errors import BackendError, ConfigError
 from vmm.host.net.link import find_device, find_link, netlink
 from vmm.host.net.network import DEFAULT, Nat, make_mac
 from vmm.host.net.networks import all_networks, clear, find_network, mend_all, network_steps
+from vmm.host.net.nft import require_nft
 from vmm.host.net.physical import Physical, plan_physical
 from vmm.host.net.record import Record, boot_id, write_record
 from vmm.host.net.subnets import choose_subnet, refuse_overlap, taken
@@ -74,6 +75,7 @@ def create_nat(
     with store.locked():
         clear(store, name)
         network = plan_nat(store, name, subnet=subnet, subnet6=subnet6, limit=limit)
+        require_nft()  # without it we could not tell later whether there is anything to take away
         if find_network(store, name) is not None:
             mend_all(store, network, f"create network {name}")
         else:

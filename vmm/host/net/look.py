@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmm.host.net.link import Routes
     from vmm.host.net.record import Network
     from vmm.host.net.store import Store
+    from vmm.host.net.transaction import Step
 
 _LOWER_UP = 0x1_0000  # IFF_LOWER_UP, linux/if.h: of a tap, that a process has it open
 _MAIN_TABLE = 254
@@ -61,12 +62,20 @@ def look_at(store: Store, network: Network) -> dict[str, Any]:
         **_own(network),
         "ready": record is not None and record.is_finished,
         "trial": record is not None and record.state == "trial",
-        "parts": {step.what: step.is_done() for step in all_steps(store, network)},
+        "parts": {step.what: _is_done(step) for step in all_steps(store, network)},
         "uplinks": uplinks if isinstance(network, Nat) else [network.nic],
         **_counters(bridge),
         "guests": rows,
         "leases": [lease for lease in leases if lease["mac"] not in known],
     }
+
+
+def _is_done(step: Step) -> bool | None:
+    """Whether *step* is done; None: that only root may know."""
+    try:
+        return step.is_done()
+    except PermissionError:
+        return None
 
 
 def _own(network: Network) -> dict[str, Any]:

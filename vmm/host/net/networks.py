@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm.errors import ConfigError
+from vmm.errors import BackendError, ConfigError
 from vmm.host.net.bridge import Bridge
 from vmm.host.net.dnsmasq import Dnsmasq
 from vmm.host.net.forwarding import Forwarding
@@ -107,8 +107,12 @@ def missing(store: Store, name: str) -> list[str]:
 
     Raises:
         ConfigError: there is no such network.
+        BackendError: only root may know.
     """
-    return [step.what for step in all_steps(store, get_network(store, name)) if not step.is_done()]
+    try:
+        return [step.what for step in all_steps(store, get_network(store, name)) if not step.is_done()]
+    except PermissionError as error:
+        raise BackendError("cannot see all of it", where=f"network {name}", fix="run it with sudo") from error
 
 
 def confirm(store: Store, name: str) -> Network:

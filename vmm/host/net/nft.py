@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm.errors import BackendError
@@ -18,6 +20,10 @@ PREFIX = "pyvmm-"
 _UNITS = ((1 << 20, "mbytes"), (1 << 10, "kbytes"), (1, "bytes"))
 
 
+class NoNftables(BackendError):
+    """The kernel has no nftables, and so no tables."""
+
+
 class Chain(NamedTuple):
     """A base chain, which accepts what no rule drops."""
 
@@ -28,7 +34,7 @@ class Chain(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A rule of the *chain*: as nft prints it, and as nft's JSON."""
+    """A rule of the *chain*: in nft's own language, and as its JSON."""
 
     chain: str
     text: str
@@ -45,7 +51,14 @@ class Table:
         self.what = f"nftables table {family} {name}"
 
     def describe(self) -> str:
-        return "\n".join([f"{self.what}:", *(f"  {rule.chain}: {rule.text}" for rule in self._rules)])
+        place = " ".join(self._table.values())
+        lines = [f"add table {place}"]
+        lines += [
+            f"add chain {place} {name} {{ type {kind} hook {hook} priority {priority}; }}"
+            for name, kind, hook, priority in self._chains
+        ]
+        lines += [f"add rule {place} {rule.chain} {rule.text}" for rule in self._rules]
+        return "\n".join(f"nft '{line}'" for line in lines)
 
     def is_done(self) -> bool:
         listed = _nft("list", "table", *self._table.values(), missing_ok=True)
@@ -66,10 +79,17 @@ class Table:
         _apply([*self._removal(), *({"add": one} for one in made)])
 
     def undo(self) -> None:
-        _apply(self._removal())
+        with suppress(NoNftables):
+            _apply(self._removal())
 
     def _removal(self) -> list[dict[str, Any]]:
         return [{"add": {"table": self._table}}, {"delete": {"table": self._table}}]  # the first where there is none
+
+
+def require_nft() -> None:
+    """Raise `BackendError` unless nft(8) is installed."""
+    if shutil.which("nft") is None:
+        raise BackendError("there is no nft", fix="run: sudo apt install nftables")
 
 
 def foreign_drops() -> list[str]:
@@ -102,12 +122,13 @@ def meta(key: str) -> dict[str, Any]:
     return {"meta": {"key": key}}
 
 
-def exceeds(limit: Rate) -> dict[str, Any]:
-    """More than *limit*, in the largest units that fit, as nft lists it."""
+def exceeds(limit: Rate) -> tuple[str, dict[str, Any]]:
+    """More than *limit*, in nft's own language and as its JSON: in the largest units that fit, as nft lists it."""
+    text = f"limit rate over {limit.per_second} bytes/second burst {limit.burst} bytes"
     rate, rate_unit = _in_units(limit.per_second)
     burst, burst_unit = _in_units(limit.burst)
     units = {"rate_unit": rate_unit, "burst_unit": burst_unit}
-    return {"limit": {"rate": rate, "burst": burst, "per": "second", "inv": True, **units}}
+    return text, {"limit": {"rate": rate, "burst": burst, "per": "second", "inv": True, **units}}
 
 
 def _in_units(count: int) -> tuple[int, str]:
@@ -133,11 +154,10 @@ def _answer(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     first = done.stderr.strip().partition("\n")[0].removeprefix("internal:0:0-0: ")
     if "Operation not permitted" in done.stderr:
         raise PermissionError(1, "Operation not permitted")
-    raise BackendError(f"nft: {first}", fix="does this kernel have nf_tables? run: sudo modprobe nf_tables nft_masq")
+    kind = NoNftables if "cache initialization failed" in done.stderr else BackendError
+    raise kind(f"nft: {first}", fix="does this kernel have nf_tables? run: sudo modprobe nf_tables nft_masq")
 
 
 def _run(arguments: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise BackendError("there is no nft", fix="run: sudo apt install nftables") from None
+    require_nft()
+    return subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, check=False)

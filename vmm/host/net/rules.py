@@ -44,8 +44,8 @@ def _rules(network: Nat) -> list[Rule]:
         rules += _family_rules(name, "ip6", network.subnet6, network.gateway6)
     rules += _family_rules(name, "ip", network.subnet, network.gateway)
     if network.limit:
-        text = f"iifname {name} limit rate over {network.limit.per_second} bytes/second drop"
-        rules.append(Rule("forward", text, [outward, exceeds(network.limit), _DROP]))
+        text, excess = exceeds(network.limit)
+        rules.append(Rule("forward", f"iifname {name} {text} drop", [outward, excess, _DROP]))
     return rules
 
 

@@ -59,8 +59,8 @@ class Policing(Table):
     """No more than *limit*, in bytes, comes from the bridge's port *device*; what exceeds it is dropped."""
 
     def __init__(self, device: str, limit: Rate) -> None:
-        text = f"iifname {device} limit rate over {limit.per_second} bytes/second drop"
-        rule = Rule("sent", text, [match(meta("iifname"), device), exceeds(limit), {"drop": None}])
+        text, excess = exceeds(limit)
+        rule = Rule("sent", f"iifname {device} {text} drop", [match(meta("iifname"), device), excess, {"drop": None}])
         super().__init__("bridge", device, [Chain("sent", "filter", "prerouting", 0)], [rule])
 
 

@@ -57,7 +57,7 @@ def test_what_concerns_the_card_alone_is_not_asked_for() -> None:
         ({"network": "lab", "mtu": 10**200}, "is not within"),
         ({"network": "lab", "bridge": "br0"}, "needs one of"),
         ({"name": "web1"}, "needs one of"),
-        ({"network": "lab", "private": True}, "private=yes needs a name="),
+        ({"bridge": "br0", "private": True}, "private=yes is for networks"),
     ],
 )
 def test_a_request_that_cannot_be(fields: dict[str, object], what: str) -> None:
