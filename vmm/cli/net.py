@@ -17,13 +17,13 @@ from vmm.config import Rate, parse_rate
 from vmm.errors import ConfigError
 from vmm.host.net import guests, networks
 from vmm.host.net.capture import Capture
-from vmm.host.net.create import create_nat, create_physical, plan_nat
-from vmm.host.net.look import look_at, look_at_all
+from vmm.host.net.create import NatOptions, create_nat, create_physical, plan_nat
 from vmm.host.net.network import check_name, parse_subnet, parse_subnet6
 from vmm.host.net.nft import foreign_drops
 from vmm.host.net.persist import MANAGERS, Persistence, check_manager
 from vmm.host.net.physical import Physical, plan_physical
 from vmm.host.net.shaping import check_limit
+from vmm.host.net.status import status, status_of_all
 from vmm.host.net.store import Store
 from vmm.host.net.transaction import Step
 
@@ -100,7 +100,7 @@ def _create(names: list[str], options: Options, say: Callable[[str], None]) -> N
 
 
 def _create_nat(name: str, options: Options, say: Callable[[str], None]) -> None:
-    wanted: dict[str, Any] = {
+    wanted: NatOptions = {
         "subnet": parse_subnet(options.one("subnet")) if options.has("subnet") else None,
         "subnet6": parse_subnet6(options.one("ipv6")) if options.has("ipv6") else None,
         "limit": _qos(options),
@@ -146,7 +146,7 @@ def _confirm(names: list[str], options: Options, say: Callable[[str], None]) -> 
 
 
 def _list(_: list[str], options: Options, say: Callable[[str], None]) -> None:
-    as_json, found = wants_json(options, "text"), look_at_all(Store())
+    as_json, found = wants_json(options, "text"), status_of_all(Store())
     if not found:
         say("there are no networks; this makes one: sudo pyvmm net create lab --nat")
     sys.stdout.write(_json({"networks": found}) if as_json else table(found))
@@ -157,7 +157,7 @@ def _show(names: list[str], options: Options, say: Callable[[str], None]) -> Non
     there = {network.name: network for network in networks.all_networks(store)}
     if names[0] not in there:
         raise networks.no_network(store, names[0])
-    found = look_at(store, there[names[0]])
+    found = status(store, there[names[0]])
     sys.stdout.write(_json(found) if wants_json(options, "text") else picture(found))
 
 

@@ -13,7 +13,7 @@ _UNITS = ((1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
 
 
 def table(networks: Sequence[dict[str, Any]]) -> str:
-    """*networks* (as `vmm.host.net.look.look_at` has them), a line each."""
+    """*networks* (as `vmm.host.net.status.status` has them), a line each."""
     lines = [("network", "kind", "addresses", "guests", "state")]
     for network in networks:
         addresses = " ".join(network["subnets"] or network["addresses"]) or "-"

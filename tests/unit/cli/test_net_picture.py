@@ -13,7 +13,8 @@ LAB: dict[str, Any] = {
     "parts": {"bridge lab": True, "dnsmasq on lab": True},
     "guests": [
         {"name": "web1", "mac": "52:54:00:00:00:01", "address": "10.77.0.200", "attached": True, "there": True,
-         "limit": {"per_second": 1 << 20, "burst": 1 << 20}, "running": True, "device": "pyvmm-00000001", **NOTHING, "rx_bytes": 3 << 19, "tx_bytes": 900},
+         "running": True, "limit": {"per_second": 1 << 20, "burst": 1 << 20},
+         "device": "pyvmm-00000001", **NOTHING, "rx_bytes": 3 << 19, "tx_bytes": 900},
         {"name": None, "mac": None, "address": None, "attached": False, "there": True,
          "limit": None, "running": False, "device": "pyvmm0", **NOTHING},
     ],
@@ -27,7 +28,8 @@ def test_a_picture() -> None:
         "network lab: nat, 10.77.0.0/24, up\n"
         "\n"
         "eth0 ── nat ── lab  10.77.0.1/24\n"
-        "               ├─ pyvmm-00000001  web1  10.77.0.200  52:54:00:00:00:01  running  rx 1.5M tx 900  limit 1.0M bytes/s\n"
+        "               ├─ pyvmm-00000001  web1  10.77.0.200  52:54:00:00:00:01  running  rx 1.5M tx 900  "
+        "limit 1.0M bytes/s\n"
         "               └─ pyvmm0          -     -            -                  off      rx 0 tx 0\n"
         "\n"
         "other leases:\n"

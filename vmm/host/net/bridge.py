@@ -9,7 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import BackendError
-from vmm.host.net.link import Link, find_device, netlink, unless
+from vmm.host.net.link import Link, find_device, ignoring, is_up, netlink
 from vmm.host.tap import TUNSETOWNER, Tap, add_queues, attach, check_name, choose_mtu, open_tun
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ _ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 #: That a device makes itself no IPv6 address; to be said before it is up.
 _NO_IPV6_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_NONE)]})]}
 _IFA_F_NODAD = 0x02  # linux/if_addr.h
-_IFF_UP = 0x1
 _LINK_LOCAL = "fe80::1"
 
 
@@ -43,7 +42,7 @@ class Bridge:
     def is_done(self) -> bool:
         with netlink() as routes:
             link = find_device(routes, self._network.name)
-            if link is None or not self._is_ours(link) or not link["flags"] & _IFF_UP:
+            if link is None or not self._is_ours(link) or not is_up(link):
                 return False
             there = {
                 (message.get_attr("IFA_ADDRESS"), message["prefixlen"])
@@ -64,7 +63,7 @@ class Bridge:
             routes.link("set", index=link["index"], IFLA_AF_SPEC=_NO_IPV6_ADDRESS)
             for family, address, length in self._addresses():
                 flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
-                with unless(errno.EEXIST):
+                with ignoring(errno.EEXIST):
                     routes.addr("add", index=link["index"], address=address, prefixlen=length, IFA_FLAGS=flags)
             routes.link("set", index=link["index"], state="up")
 

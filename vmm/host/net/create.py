@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from vmm.errors import BackendError, ConfigError
 from vmm.host.net.link import find_device, find_link, netlink
@@ -25,28 +25,26 @@ if TYPE_CHECKING:
     from vmm.host.net.store import Store
 
 
-def plan_nat(
-    store: Store,
-    name: str,
-    *,
-    subnet: IPv4Network | None = None,
-    subnet6: IPv6Network | None = None,
-    limit: Rate | None = None,
-) -> Nat:
-    """The network *name* behind NAT as it would be made, or as it is if it is there and is what is asked for.
+class NatOptions(TypedDict, total=False):
+    """What may be said of a network behind NAT, as in `Nat`; without a subnet a free one is found."""
+
+    subnet: IPv4Network | None
+    subnet6: IPv6Network | None
+    limit: Rate | None
+
+
+def plan_nat(store: Store, name: str, **wanted: Unpack[NatOptions]) -> Nat:
+    """The network *name* behind NAT as it would be made, or as it is if it is there and is what is *wanted*.
 
     Raises:
         ConfigError: a subnet is taken, a device has the name, or there is another network of that name.
     """
     there = find_network(store, name)
     if there is not None:
-        if not isinstance(there, Nat) or (subnet or there.subnet, subnet6 or there.subnet6, limit or there.limit) != (
-            there.subnet,
-            there.subnet6,
-            there.limit,
-        ):
+        if not isinstance(there, Nat) or any(value and value != getattr(there, key) for key, value in wanted.items()):
             raise _another(name)
         return there
+    subnet, subnet6 = wanted.get("subnet"), wanted.get("subnet6")
     occupied = taken([other for other in all_networks(store) if other.name != name])
     if subnet:
         refuse_overlap(subnet, occupied, "--subnet")
@@ -55,18 +53,11 @@ def plan_nat(
     with netlink() as routes:
         if find_device(routes, name) is not None:
             raise ConfigError(f"the host has a device named {name}", where=f"network {name}", fix="choose another name")
-    return Nat(name=name, mac=make_mac(), subnet=subnet or choose_subnet(occupied), subnet6=subnet6, limit=limit)
+    return Nat(name, make_mac(), subnet or choose_subnet(occupied), subnet6, wanted.get("limit"))
 
 
-def create_nat(
-    store: Store,
-    name: str,
-    *,
-    subnet: IPv4Network | None = None,
-    subnet6: IPv6Network | None = None,
-    limit: Rate | None = None,
-) -> Nat:
-    """Make the network *name* behind NAT; one that is there and is what is asked for is mended.
+def create_nat(store: Store, name: str, **wanted: Unpack[NatOptions]) -> Nat:
+    """Make the network *name* behind NAT; one that is there and is what is *wanted* is mended.
 
     Raises:
         ConfigError: as `plan_nat`.
@@ -74,7 +65,7 @@ def create_nat(
     """
     with store.locked():
         clear(store, name)
-        network = plan_nat(store, name, subnet=subnet, subnet6=subnet6, limit=limit)
+        network = plan_nat(store, name, **wanted)
         require_nft()  # without it we could not tell later whether there is anything to take away
         if find_network(store, name) is not None:
             mend_all(store, network, f"create network {name}")

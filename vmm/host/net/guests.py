@@ -17,7 +17,7 @@ from vmm.config import Rate
 from vmm.errors import BackendError, ConfigError
 from vmm.host.net.bridge import join_bridge
 from vmm.host.net.dnsmasq import Dnsmasq
-from vmm.host.net.link import find_device, netlink, tap_holder, user_name
+from vmm.host.net.link import find_device, is_connected, netlink, tap_holder, user_name
 from vmm.host.net.network import Nat, check_name
 from vmm.host.net.shaping import Policing, Shaping
 from vmm.host.net.transaction import apply, mend, revert
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _FILE = "guests.json"
 _TUNSETPERSIST = 0x400454CB  # linux/if_tun.h
-_LOWER_UP = 0x1_0000  # IFF_LOWER_UP, linux/if.h: of a tap, that a process has it open
 
 
 @dataclass(frozen=True)
@@ -316,7 +315,7 @@ def _runner(guest: Guest) -> str | None:
     """The process that has the tap of *guest* open."""
     with netlink() as routes:
         tap = find_device(routes, guest.tap)
-    if tap is None or not tap["flags"] & _LOWER_UP:
+    if tap is None or not is_connected(tap):
         return None
     return tap_holder(guest.tap) or "another process"
 

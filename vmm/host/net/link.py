@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _DEVICES = {"index": "dev", "oif": "dev", "ifindex": "dev", "master": "master"}
 #: Kinds of devices and of queueing disciplines, and the kernel's modules that have them.
 _MODULES = {"bridge": "bridge", "veth": "veth", "tbf": "sch_tbf"}
-_IFF_UP = 0x1
+_IFF_UP, _IFF_LOWER_UP = 0x1, 0x1_0000  # linux/if.h
 _TUN_TYPE_TAP = 2
 
 
@@ -33,7 +33,7 @@ class Link:
 
     def __init__(self, message: Any) -> None:
         self.index: int = message["index"]
-        self.up = bool(message["flags"] & _IFF_UP)
+        self.up = is_up(message)
         self.mtu: int = message.get_attr("IFLA_MTU")
         self.kind: str = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "physical"
         tun = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA") if self.kind == "tun" else None
@@ -91,7 +91,7 @@ def netlink() -> Iterator[Routes]:
 
 
 @contextmanager
-def unless(code: int) -> Iterator[None]:
+def ignoring(code: int) -> Iterator[None]:
     """The kernel may refuse what is done here with the errno *code*: nothing is to be done then."""
     try:
         yield
@@ -108,6 +108,25 @@ def find_device(routes: Routes, name: str) -> Any:
         if error.errno == errno.ENODEV:
             return None
         raise
+
+
+def is_up(link: Any) -> bool:
+    """Whether the device of rtnetlink's message *link* is switched on."""
+    return bool(link["flags"] & _IFF_UP)
+
+
+def is_connected(link: Any) -> bool:
+    """Whether something is at the other end of the device: of a tap, that a process has it open."""
+    return bool(link["flags"] & _IFF_LOWER_UP)
+
+
+def find_ports(routes: Routes, bridge: str) -> dict[str, Any]:
+    """rtnetlink's messages about the ports of the device *bridge*, by name; none without that."""
+    found = find_device(routes, bridge)
+    if found is None:
+        return {}
+    links = routes.get_links()
+    return {link.get_attr("IFLA_IFNAME"): link for link in links if link.get_attr("IFLA_MASTER") == found["index"]}
 
 
 def find_link(name: str) -> Link | None:

@@ -10,7 +10,7 @@ from vmm.host.net.bridge import Bridge
 from vmm.host.net.dnsmasq import Dnsmasq
 from vmm.host.net.forwarding import Forwarding
 from vmm.host.net.guests import guest_steps, read_guests
-from vmm.host.net.link import find_device, netlink
+from vmm.host.net.link import find_ports, is_connected, netlink
 from vmm.host.net.network import Nat
 from vmm.host.net.persist import Persistence
 from vmm.host.net.physical import Physical, Takeover
@@ -22,8 +22,6 @@ from vmm.host.net.transaction import apply, mend, revert
 if TYPE_CHECKING:
     from vmm.host.net.store import Store
     from vmm.host.net.transaction import Step
-
-_LOWER_UP = 0x1_0000  # IFF_LOWER_UP, linux/if.h: of a tap, that a process has it open
 
 
 def network_steps(store: Store, network: Network) -> list[Step]:
@@ -187,11 +185,8 @@ def _finished(store: Store, name: str) -> Record:
 def ports_in_use(network: Network) -> list[str]:
     """The devices on the bridge of *network* that something is connected to, but for a NIC."""
     with netlink() as routes:
-        bridge = find_device(routes, network.name)
-        if bridge is None:
-            return []
-        ports = [link for link in routes.get_links() if link.get_attr("IFLA_MASTER") == bridge["index"]]
-    names = [link.get_attr("IFLA_IFNAME") for link in ports if link["flags"] & _LOWER_UP]
+        ports = find_ports(routes, network.name)
+    names = [name for name, link in ports.items() if is_connected(link)]
     return [name for name in names if isinstance(network, Nat) or name != network.nic]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any
 
-from vmm.host.net.link import find_device, unless
+from vmm.host.net.link import find_device, ignoring
 
 if TYPE_CHECKING:
     from vmm.host.net.link import Routes
@@ -98,7 +98,7 @@ def add_addresses(routes: Routes, name: str, settings: Settings) -> None:
     """Give the device *name* the addresses of *settings*; those that it has it keeps."""
     index = find_device(routes, name)["index"]
     for address in settings.addresses:
-        with unless(errno.EEXIST):
+        with ignoring(errno.EEXIST):
             if address["family"] == socket.AF_INET6 and not address["IFA_FLAGS"] & _NODAD:
                 # It was found to be nobody else's, and is to be of use at once.
                 routes.addr("add", index=index, **address | {"IFA_FLAGS": address["IFA_FLAGS"] | _NODAD})
@@ -112,11 +112,11 @@ def remove_addresses(routes: Routes, name: str, settings: Settings) -> None:
     index = find_device(routes, name)["index"]
     for address in settings.addresses:
         key = {part: address[part] for part in ("family", "local", "prefixlen", "address") if part in address}
-        with unless(errno.EADDRNOTAVAIL):
+        with ignoring(errno.EADDRNOTAVAIL):
             routes.addr("del", index=index, **key)
 
 
-def lead_routes(routes: Routes, name: str, settings: Settings) -> None:
+def replace_routes(routes: Routes, name: str, settings: Settings) -> None:
     """Lead the routes of *settings* through the device *name*, each replaced in one stroke.
 
     What routers announce the kernel learns by itself there, in a moment, and would not take ours for it. So ours is a
@@ -145,7 +145,7 @@ def drop_stand_ins(routes: Routes, name: str, settings: Settings) -> None:
         there = [_key(_route(message)) for message in messages if message.get_attr("RTA_OIF") == index]
         for route in [route for route in waiting if _key(route) in there]:
             waiting.remove(route)
-            with unless(errno.ESRCH):
+            with ignoring(errno.ESRCH):
                 routes.route("del", oif=index, **_key(_stand_in(route)))
         time.sleep(_POLL_S)
 

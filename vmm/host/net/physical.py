@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vmm.errors import BackendError, ConfigError
-from vmm.host.net.link import find_device, netlink, unless
+from vmm.host.net.link import find_device, ignoring, is_up, netlink
 from vmm.host.net.nic import (
     Settings,
     add_addresses,
@@ -15,9 +15,9 @@ from vmm.host.net.nic import (
     drop_stand_ins,
     has_ipv6,
     has_multipath,
-    lead_routes,
     read_settings,
     remove_addresses,
+    replace_routes,
     set_dns,
     set_ipv6,
 )
@@ -27,7 +27,7 @@ from vmm.host.net.reach import Reach
 if TYPE_CHECKING:
     from vmm.host.net.link import Routes
 
-_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+_IFF_LOOPBACK = 0x8  # linux/if.h
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def plan_physical(name: str, nic: str, persist: str = "") -> Physical:
             )
         if link["flags"] & _IFF_LOOPBACK or link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "bridge":
             raise ConfigError("cannot be a bridge's port", where=where, fix="name an Ethernet device")
-        if not link["flags"] & _IFF_UP:
+        if not is_up(link):
             raise ConfigError("the device is down", where=where, fix=f"run: sudo ip link set {nic} up")
         if has_multipath(routes, nic):
             raise ConfigError(
@@ -126,6 +126,8 @@ class Takeover:
         try:
             self._move()
             reach.check(self._network.name)
+            with netlink() as routes:
+                drop_stand_ins(routes, self._network.name, settings)
         except BaseException:
             self.undo()
             raise
@@ -134,7 +136,7 @@ class Takeover:
         name, nic, settings = self._network.name, self._network.nic, self._network.settings
         with netlink() as routes:
             if self._bridge(routes) is None:
-                with unless(errno.EEXIST):
+                with ignoring(errno.EEXIST):
                     routes.link("add", ifname=name, kind="bridge", address=settings.mac, mtu=settings.mtu)
                 if self._bridge(routes) is None:
                     raise BackendError(f"there is another device named {name}", fix="choose another name")
@@ -144,11 +146,10 @@ class Takeover:
             routes.link("set", index=index, state="up")
             add_addresses(routes, name, settings)
             routes.link("set", index=find_device(routes, nic)["index"], master=index)
-            lead_routes(routes, name, settings)
+            replace_routes(routes, name, settings)
             remove_addresses(routes, nic, settings)
             set_ipv6(nic, on=False)  # its own address would answer in the bridge's stead
             set_dns(name, settings)
-            drop_stand_ins(routes, name, settings)
 
     def undo(self) -> None:
         nic, settings = self._network.nic, self._network.settings
@@ -160,7 +161,7 @@ class Takeover:
                 routes.link("set", index=link["index"], master=0)
             set_ipv6(nic, on=self._network.ipv6)
             add_addresses(routes, nic, settings)
-            lead_routes(routes, nic, settings)
+            replace_routes(routes, nic, settings)
             routes.link("del", index=bridge["index"])
             set_dns(nic, settings)
             drop_stand_ins(routes, nic, settings)

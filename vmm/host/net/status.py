@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm.host.net.guests import read_guests
-from vmm.host.net.link import find_device, netlink
+from vmm.host.net.link import find_device, find_ports, is_connected, netlink
 from vmm.host.net.network import Nat
 from vmm.host.net.networks import all_networks, all_steps
 from vmm.host.net.record import read_record
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from vmm.host.net.store import Store
     from vmm.host.net.transaction import Step
 
-_LOWER_UP = 0x1_0000  # IFF_LOWER_UP, linux/if.h: of a tap, that a process has it open
 _MAIN_TABLE = 254
 
 
-def look_at(store: Store, network: Network) -> dict[str, Any]:
+def status(store: Store, network: Network) -> dict[str, Any]:
     """*network* as a JSON document: keys may be added to it, but none changed or removed.
 
     Counters are in bytes and packets, from the guest's side; those of the bridge's are the host's with all guests.
@@ -29,14 +28,8 @@ def look_at(store: Store, network: Network) -> dict[str, Any]:
     guests = read_guests(store, network.name)
     leases = _leases(store, network)
     with netlink() as routes:
-        links = list(routes.get_links())
-        uplinks = _uplinks(routes, {link["index"]: link.get_attr("IFLA_IFNAME") for link in links})
-        bridge = find_device(routes, network.name)
-    ports = {
-        link.get_attr("IFLA_IFNAME"): link
-        for link in links
-        if bridge is not None and link.get_attr("IFLA_MASTER") == bridge["index"]
-    }
+        uplinks = _uplinks(routes)
+        bridge, ports = find_device(routes, network.name), find_ports(routes, network.name)
     by_tap = {guest.tap: guest for guest in guests.values()}
     rows = [
         {
@@ -92,9 +85,9 @@ def _own(network: Network) -> dict[str, Any]:
     }
 
 
-def look_at_all(store: Store) -> list[dict[str, Any]]:
-    """All networks, unfinished ones too, as `look_at` has them."""
-    return [look_at(store, network) for network in all_networks(store)]
+def status_of_all(store: Store) -> list[dict[str, Any]]:
+    """All networks, unfinished ones too, as `status` has them."""
+    return [status(store, network) for network in all_networks(store)]
 
 
 def _port(name: str, link: Any) -> dict[str, Any]:
@@ -103,7 +96,7 @@ def _port(name: str, link: Any) -> dict[str, Any]:
     return {
         "device": name,
         "there": link is not None,
-        "running": link is not None and bool(link["flags"] & _LOWER_UP),
+        "running": link is not None and is_connected(link),
         "rx_bytes": counters["tx_bytes"],
         "rx_packets": counters["tx_packets"],
         "tx_bytes": counters["rx_bytes"],
@@ -117,8 +110,9 @@ def _counters(link: Any) -> dict[str, int]:
     return {name: counted[name] if counted else 0 for name in names}
 
 
-def _uplinks(routes: Routes, names: dict[int, str]) -> list[str]:
+def _uplinks(routes: Routes) -> list[str]:
     """The devices of the host's default routes."""
+    names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in routes.get_links()}
     defaults = [
         route
         for route in routes.get_routes(table=_MAIN_TABLE)
