@@ -130,8 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return _run(options)
     except VmmError as error:
-        say(str(error))
-        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_HOST
+        return failed(error)
     except BrokenPipeError:
         return EXIT_HOST
 
@@ -151,6 +150,12 @@ def say(text: str) -> None:
     """Print *text* to the user, beside the guest's output."""
     sys.stderr.write(f"pyvmm: {text}\n")
     sys.stderr.flush()
+
+
+def failed(error: VmmError) -> int:
+    """Tell the user of *error*; the exit code that means it."""
+    say(str(error))
+    return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_HOST
 
 
 def _do(verb: str, arguments: list[str]) -> int:
@@ -211,15 +216,24 @@ def _run(options: Options) -> int:
     return detached(lambda started: run_here(config, options, started))
 
 
-def run_here(config: MachineConfig, options: Options, started: Started, snapshot: Snapshot | None = None) -> int:
-    """Run *config* to its end, from *snapshot* or from the start; *started* is called as soon as its guest runs."""
+def run_here(
+    config: MachineConfig,
+    options: Options,
+    started: Started,
+    snapshot: Snapshot | None = None,
+    host: HostKind | None = None,
+) -> int:
+    """Run *config* to its end, from *snapshot* or from the start; *started* is called as soon as its guest runs.
+
+    *host* is this one's kind, where that is known already.
+    """
     from vmm.api.place import claim
     from vmm.kvm.assist.probe import host_kind
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     place = claim(options.one("name"))
     try:
-        return _run_at(place, config, options, host_kind(cache_directory()), started, snapshot)
+        return _run_at(place, config, options, host or host_kind(cache_directory()), started, snapshot)
     finally:
         place.release()
 
