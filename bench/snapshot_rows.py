@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-import select
+import re
 import socket
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from bench import guests, pyvmm, qemu
 from bench.boot_rows import Image
 from bench.command import Bench, in_turn, say
+from bench.compiled import compiled
 from bench.errors import BenchError
 from bench.report import Row
 from bench.running import Running
@@ -31,6 +33,8 @@ _TIMEOUT_S, _BOOT_S = 60.0, 300.0
 #: Between two requests to the warm process: it prepares for the next as soon as it has the time.
 _SETTLE_S = 0.3
 _PROMPT = b"(qemu) "
+_INCOMING = "exec:cat "
+_STAMP = rb"stamp=(\d+)\n"
 
 #: How often each row is measured unless `--runs` says otherwise.
 RUNS = {"restore": 20, "nonce": 100, "exec": 20, "alive": 3, "pause64": 10, "pause256": 10}
@@ -53,10 +57,8 @@ def _scratch() -> Iterator[str]:
                 os.environ["PYVMM_RUN"] = before
 
 
-def _beating(memory_mib: int, noise_mib: int = 0) -> list[str]:
-    """pyvmm with a guest that has so much noise in its memory and prints without end."""
-    orders = f"work=beat bytes={noise_mib << 20}"
-    return pyvmm.command(guests.io(), memory_mib, "--append", orders, "--name", "beating")
+def _guest(memory_mib: int, orders: str) -> list[str]:
+    return pyvmm.command(guests.io(), memory_mib, "--append", orders, "--name", "guest")
 
 
 def _take(name: str, path: str) -> None:
@@ -66,16 +68,17 @@ def _take(name: str, path: str) -> None:
 
 
 def _of_pyvmm(directory: str) -> str:
+    """A snapshot of a guest that looks at its time stamp counter without end."""
     path = os.path.join(directory, "snapshot")
-    with Running(_beating(MEMORY_MIB)) as vmm:
+    with Running(_guest(MEMORY_MIB, "work=stamp")) as vmm:
         vmm.wait_for(b"a", _TIMEOUT_S)
-        _take("beating", path)
+        _take("guest", path)
     return path
 
 
 def _of_qemu(directory: str) -> list[str]:
-    """QEMU that goes on from the migration file of the same guest."""
-    command = qemu.command(guests.io(), MEMORY_MIB, "-append", "work=beat bytes=0")
+    """QEMU that goes on from a migration file of the same guest."""
+    command = qemu.command(guests.io(), MEMORY_MIB, "-append", "work=stamp")
     path, monitor = (os.path.join(directory, name) for name in ("migration", "monitor"))
     with Running([*command, "-monitor", f"unix:{monitor},server=on,wait=off"]) as vmm:
         vmm.wait_for(b"a", _TIMEOUT_S)
@@ -85,7 +88,7 @@ def _of_qemu(directory: str) -> list[str]:
             _read_prompt(channel)
             channel.sendall(f'migrate "exec:cat >{path}"\n'.encode())
             _read_prompt(channel)
-    return [*command, "-incoming", f"exec:cat {path}"]
+    return [*command, "-incoming", _INCOMING + path]
 
 
 def _read_prompt(monitor: socket.socket) -> None:
@@ -94,38 +97,59 @@ def _read_prompt(monitor: socket.socket) -> None:
         said += monitor.recv(4096)
 
 
-def _first_byte_ms(command: Sequence[str]) -> float:
+class _Tsc:
+    """The time stamp counter, and how long its ticks are."""
+
+    def __init__(self) -> None:
+        self._read = ctypes.CDLL(compiled("tsc.so", ["host/tsc.c"], ["-O2", "-shared", "-fPIC"])).tsc
+        self._read.restype = ctypes.c_uint64
+        begun, ticks = time.perf_counter(), self._read()
+        time.sleep(_SETTLE_S)
+        self._tick_ms = (time.perf_counter() - begun) * 1e3 / (self._read() - ticks)
+
+    def now(self) -> int:
+        """What it says."""
+        return int(self._read())
+
+    def ms_since(self, then: int, stamp: bytes) -> float:
+        """How long after *then* a guest read *stamp*, which is before now."""
+        if not then <= int(stamp) <= self.now():
+            raise BenchError("this host's KVM gives guests a time stamp counter of their own")
+        return float((int(stamp) - then) * self._tick_ms)
+
+
+def _new_process_ms(tsc: _Tsc, command: Sequence[str]) -> float:
+    then = tsc.now()
     with Running(command) as vmm:
-        return (vmm.wait_for(b"a", _TIMEOUT_S)[0] - vmm.started) * 1e3
+        return tsc.ms_since(then, vmm.wait_for(_STAMP, _TIMEOUT_S)[1][1])
 
 
-def _warm_ms(warm: Warm, snapshot: str, pipe: str) -> float:
+def _warm_ms(tsc: _Tsc, warm: Warm, snapshot: str) -> float:
     time.sleep(_SETTLE_S)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        begun = time.perf_counter()
-        with warm.spawn(snapshot, serial=f"file:{pipe}"):
-            if not select.select([reader], [], [], _TIMEOUT_S)[0]:
-                raise BenchError("the guest prints nothing")
-            return (time.perf_counter() - begun) * 1e3
-    finally:
-        os.close(reader)
+    then = tsc.now()
+    with warm.spawn(snapshot) as vm, socket.socket(socket.AF_UNIX) as console:
+        console.settimeout(_TIMEOUT_S)
+        console.connect(os.path.join(vm.directory, "console.sock"))
+        said = b""
+        while not (stamp := re.search(_STAMP, said)):
+            said += console.recv(4096)
+        return tsc.ms_since(then, stamp[1])
 
 
 def _restore(runs: int) -> list[Row]:
+    tsc = _Tsc()
     with _scratch() as directory, Warm() as warm:
-        snapshot, pipe = _of_pyvmm(directory), os.path.join(directory, "pipe")
-        os.mkfifo(pipe)
+        snapshot = _of_pyvmm(directory)
         warm_process: list[str] = []
         ways = [warm_process, [pyvmm.path(), "restore", snapshot], _of_qemu(directory)]
 
         def measure(command: Sequence[str]) -> float:
-            return _first_byte_ms(command) if command else _warm_ms(warm, snapshot, pipe)
+            return _new_process_ms(tsc, command) if command else _warm_ms(tsc, warm, snapshot)
 
         own, new_process, peer = in_turn("restore", runs, ways, measure)
     clock = (
-        f"from {{}} until the first byte is read that the guest prints after it; {MEMORY_MIB} MiB, of which the guest "
-        "has touched little; it prints without end"
+        f"from {{}} until the guest looks at its time stamp counter again, which it does without end; {MEMORY_MIB} "
+        "MiB, of which it has touched little"
     )
     spawned = clock.format("just before the process is spawned")
     return [
@@ -142,12 +166,12 @@ def _restore(runs: int) -> list[Row]:
 
 def _pause(name: str, runs: int, noise_mib: int, memory_mib: int, target: float) -> list[Row]:
     samples = []
-    with _scratch() as directory, Running(_beating(memory_mib, noise_mib)) as vmm:
+    with _scratch() as directory, Running(_guest(memory_mib, f"work=beat bytes={noise_mib << 20}")) as vmm:
         vmm.wait_for(b"a", _TIMEOUT_S)
         for turn in range(runs):
             say(f"{name}: {turn} of {runs}")
             path = os.path.join(directory, f"snapshot{turn}")
-            samples.append(vmm.longest_silence_while([pyvmm.path(), "snapshot", "beating", path]) * 1e3)
+            samples.append(vmm.longest_silence_while([pyvmm.path(), "snapshot", "guest", path]) * 1e3)
             os.unlink(path)
     clock = (
         f"the longest time without a byte of a guest that prints without end, while pyvmm snapshot runs; {noise_mib} "

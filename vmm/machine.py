@@ -230,14 +230,15 @@ class Machine:
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
-    def snapshot(self, path: str, parent: str = "") -> None:
+    def snapshot(self, path: str, parent: str = "", *, overlays: bool = False) -> None:
         """Write all of the machine to the file *path*; it stands only until its state is told, and the memory forked.
 
-        Of the memory just what is not as in the snapshot *parent*, where there is one. Any thread but the machine's
-        own; who calls it keeps the machine from being closed meanwhile.
+        Of the memory just what is not as in the snapshot *parent*, where there is one. What is on disks that are thrown
+        away at the end is kept beside it, with *overlays* what is on overlays too. Any thread but the machine's own;
+        who calls it keeps the machine from being closed meanwhile.
 
         Raises:
-            ConfigError: a disk is one that is thrown away at the end; or *parent* cannot be.
+            ConfigError: *parent* cannot be.
             HostError: it cannot be written, or the guest has ended; what was at *path* is still there.
         """
         from vmm.snapshot.writing import Writing
@@ -250,7 +251,7 @@ class Machine:
                 standstill.begin(running=self._started)
                 if self._end is not None:
                     raise HostError("the guest has ended")
-                file.take(self._parts().state(self._kvm))
+                file.take(self._parts().state(self._kvm), self._session.backends.disks, overlays=overlays)
             finally:
                 standstill.end(running=self._started)
             file.finish()

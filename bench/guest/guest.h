@@ -53,6 +53,7 @@ void exits_pio(void);
 void exits_mmio(void);
 void exits_two(void);
 void beat(void);
+void stamp(void);
 void load_everything(void);
 
 static inline u64 rdtsc(void)

@@ -135,6 +135,7 @@ static const struct {
 	{ "exit-mmio", exits_mmio, true },
 	{ "exit-two", exits_two, true },
 	{ "beat", beat, false },
+	{ "stamp", stamp, false },
 	{ "load", load_everything, true },
 };
 

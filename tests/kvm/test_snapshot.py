@@ -196,14 +196,6 @@ def test_a_changed_disk_is_refused(machines: Machines) -> None:
         snapshot.check_disks(config)
 
 
-def test_a_disk_that_is_thrown_away_is_refused(machines: Machines) -> None:
-    disk = machines.directory / "disk"
-    disk.write_bytes(bytes(1 << 20))
-    machine = machines.make(machines.config(ECHO, disks=(DiskConfig(path=str(disk), snapshot=True),)))
-    with pytest.raises(ConfigError, match="is thrown away at the end"):
-        machine.snapshot(str(machines.directory / "snap"))
-
-
 # What goes wrong while it is written.
 
 

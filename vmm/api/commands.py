@@ -193,11 +193,14 @@ def _typed(server: Server, piece: bytes) -> bool:
 
 
 def snapshot(server: Server, arguments: Arguments) -> dict[str, Any]:
-    """Write all of the machine to the file *path*, building on the snapshot *parent*; answered when it is there."""
+    """Write all of the machine to the file *path*, building on the snapshot *parent*; answered when it is there.
+
+    With *overlays* what is on these is kept too.
+    """
     path = _path(arguments, "path")
     parent = _path(arguments, "parent") if "parent" in arguments else ""
     with present(server) as machine:
-        machine.snapshot(path, parent)
+        machine.snapshot(path, parent, overlays=arguments.get("overlays") is True)
     return {}
 
 

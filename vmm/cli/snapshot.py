@@ -24,6 +24,7 @@ _WRITING_S = 600.0
 
 _SNAPSHOT = (
     Option("parent", "write just what differs from this snapshot, which is needed from then on", metavar="FILE"),
+    Option("overlays", "keep what is on overlays too, beside FILE, as for disks with snapshot=on"),
 )
 _RESTORE = (
     Option("name", "what the VM is called among those that run (vm-1, vm-2, …)", metavar="NAME"),
@@ -50,7 +51,12 @@ def snapshot(arguments: Sequence[str], say: Say) -> int:  # noqa: ARG001
     (name, path), options = parsed
     paths = {"path": path} | ({"parent": options.one("parent")} if options.has("parent") else {})
     with Client(name) as client:
-        client.request("snapshot", wait_s=_WRITING_S, **{what: os.path.abspath(path) for what, path in paths.items()})
+        client.request(
+            "snapshot",
+            wait_s=_WRITING_S,
+            overlays=options.has("overlays"),
+            **{what: os.path.abspath(path) for what, path in paths.items()},
+        )
     return 0
 
 
@@ -67,9 +73,7 @@ def restore(arguments: Sequence[str], say: Say) -> int:  # noqa: ARG001
     return detached(lambda started: restored(path, options, started))
 
 
-def restored(
-    path: str, options: Options, started: Callable[[Place], None], host: HostKind | None = None
-) -> int:
+def restored(path: str, options: Options, started: Callable[[Place], None], host: HostKind | None = None) -> int:
     """Let the VM in the file *path* go on, to its end; as `run_here`."""
     from vmm.cli.main import run_here
     from vmm.snapshot.file import Snapshot

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vmm.api.place import Place
+    from vmm.kvm.assist.probe import HostKind
 
 #: What is imported late elsewhere, and by restored VMs and whoever talks to them.
 _LATE = (
@@ -63,19 +64,25 @@ _NATIVE = (
 _IDLE_S = 0.05
 #: Of what a VM has had to say, in characters.
 _SAID_MAX = 32 << 10
+#: The exit code of a Python that ends by an exception.
+_BUG = 1
 
 
 def main(door_fd: int) -> None:
     """Serve the door *door_fd* until nobody is on the other side."""
     door = socket.socket(fileno=door_fd)
     _import_all()
+    host = None
+    with suppress(VmmError):  # who asks for a VM is to hear it
+        host = host_kind(cache_directory())
+        _rehearse(host)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the copies
     gc.freeze()
     while True:
         taken, take = os.pipe()
         if os.fork() == 0:
             os.close(taken)
-            _stand_at(door, take)
+            _stand_at(door, take, host)
         os.close(take)
         if not os.read(taken, 1):
             return
@@ -90,11 +97,11 @@ def _import_all() -> None:
             import_module(name)
 
 
-def _stand_at(door: socket.socket, take: int) -> None:
+def _stand_at(door: socket.socket, take: int, host: HostKind | None) -> None:
     """Wait for a request, and be the VM that it asks for; ends the process."""
     try:
-        if not select.select([door], [], [], _IDLE_S)[0]:
-            _rehearse()
+        if host and not select.select([door], [], [], _IDLE_S)[0]:
+            _rehearse(host)
         request, fds, _, _ = socket.recv_fds(door, MESSAGE_MAX, 1, socket.MSG_CMSG_CLOEXEC)
         if fds:
             with suppress(BrokenPipeError):  # this is the last copy of a warm process that was killed
@@ -102,18 +109,18 @@ def _stand_at(door: socket.socket, take: int) -> None:
             os.close(take)
             door.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _Vm(json.loads(request), socket.socket(fileno=fds[0])).run()
+            _Vm(json.loads(request), socket.socket(fileno=fds[0]), host).run()
     finally:
         os._exit(0)
 
 
-def _rehearse() -> None:
+def _rehearse(host: HostKind) -> None:
     """Make a machine, and drop it: so that Python's objects, which VMs change by their use, are this process's own.
 
     Else a thousand pages would have to be copied while a guest waits, which takes half of its time.
     """
     config = MachineConfig(kernel="", memory_bytes=MEMORY_MIN, serial="null")
-    session = Session(config, host_kind(cache_directory()), say=_ignore, trace=_ignore, cache_dir=None)
+    session = Session(config, host, say=_ignore, trace=_ignore, cache_dir=None)
     try:
         Machine.build(session)
     except ConfigError:  # the last thing that is done, and there is no kernel
@@ -127,8 +134,8 @@ def _ignore(_: str) -> None:
 class _Vm:
     """The VM that *request* asks for, in this process, and its end of the channel. It is also the process's stderr."""
 
-    def __init__(self, request: dict[str, Any], channel: socket.socket) -> None:
-        self._request, self._channel = request, channel
+    def __init__(self, request: dict[str, Any], channel: socket.socket, host: HostKind | None) -> None:
+        self._request, self._channel, self._host = request, channel, host
         self._runs = False
         self._said = ""
         sys.stderr = self
@@ -140,7 +147,7 @@ class _Vm:
                 os.environ.clear()
                 os.environ.update(self._request["environment"])
             os.chdir(self._request["directory"])
-            code = restored(self._request["snapshot"], Options(self._request["options"]), self._started)
+            code = restored(self._request["snapshot"], Options(self._request["options"]), self._started, self._host)
         except VmmError as error:
             if not self._runs:
                 self._tell(error=described(error))
@@ -149,8 +156,11 @@ class _Vm:
         except BaseException:  # noqa: BLE001 - our bug: whoever asked for the VM is to see it
             import traceback
 
-            self._tell(error={"kind": "bug", "message": traceback.format_exc()})
-            return
+            if not self._runs:
+                self._tell(error={"kind": "bug", "message": traceback.format_exc()})
+                return
+            traceback.print_exc()
+            code = _BUG
         self._tell(code=code, said=self._said)
 
     def write(self, text: str) -> None:

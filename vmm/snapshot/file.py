@@ -30,6 +30,7 @@ from vmm import __version__
 from vmm.errors import BackendError, ConfigError, GuestFault, HostError, VmmError
 from vmm.memory import GuestMemory
 from vmm.snapshot import codec, values
+from vmm.snapshot.disks import with_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ class File:
     def _read(self) -> None:
         state = self._read_state()
         self.machine: State = state["machine"]
-        self.config = values.config(state["config"])
+        #: The files of disks that are kept with it.
+        self.kept: list[str] = state["kept"]
+        self.config = with_files(values.config(state["config"]), self.kept, os.path.realpath(self.path))
         self.disks: list[list[int]] = state["disks"]
         #: When it was written, and the checksum of the memory in it.
         self.identity = [int(state["stamp_ns"]), int(state["sum"])]
@@ -150,6 +153,16 @@ class File:
     def close(self) -> None:
         """Let go of the file; what is mapped of it stays."""
         os.close(self._fd)
+
+
+def kept_at(path: str) -> list[str]:
+    """The files of disks that are kept with the snapshot *path*, if there is one."""
+    try:
+        file = File(path, path)
+    except VmmError:
+        return []
+    file.close()
+    return file.kept
 
 
 class Snapshot:

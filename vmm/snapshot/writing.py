@@ -12,10 +12,13 @@ from contextlib import ExitStack
 from vmm import __version__
 from vmm.errors import BackendError, ConfigError, HostError
 from vmm.snapshot import codec, values
-from vmm.snapshot.file import CHAIN_MAX, HEADER, MAGIC, MEMORY_AT, PAGE, VERSION, Snapshot, bitmap_size
+from vmm.snapshot.disks import KeptDisks, remove
+from vmm.snapshot.file import CHAIN_MAX, HEADER, MAGIC, MEMORY_AT, PAGE, VERSION, Snapshot, bitmap_size, kept_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm.config import MachineConfig
     from vmm.memory import GuestMemory
     from vmm.state import State
@@ -28,7 +31,7 @@ class Writing:
     memory, for the child compares with it whatever may be different, and nobody has to keep account of changes.
 
     Raises:
-        ConfigError: a disk is thrown away at the end; or *parent* cannot be.
+        ConfigError: *parent* cannot be.
         HostError: there can be no file; or *parent* cannot be read.
     """
 
@@ -36,12 +39,9 @@ class Writing:
         self, path: str, config: MachineConfig, memory: GuestMemory, began: Snapshot | None, parent: str
     ) -> None:
         self._path, self._config, self._memory = path, config, memory
-        for disk in config.disks:
-            if disk.snapshot:
-                raise ConfigError(
-                    "is thrown away at the end: no machine can go on with it", where=f"--disk {disk.path}"
-                )
         self._directory, self._file = os.path.split(os.path.realpath(path))
+        self._kept = KeptDisks(os.path.realpath(path))
+        self._is_done = False
         self._state: State = {}
         self._child = 0
         self._held = ExitStack()
@@ -95,24 +95,28 @@ class Writing:
         both = int.from_bytes(self._shared[8:], "little") | int.from_bytes(pages, "little")
         self._shared[8:] = both.to_bytes(len(pages), "little")
 
-    def take(self, machine: State) -> None:
+    def take(self, machine: State, disks: Sequence[object], *, overlays: bool) -> None:
         """The machine is *machine*, with the memory as it is now.
 
+        What is on those *disks* that are thrown away at the end is kept, and with *overlays* what is on these too.
+
         Raises:
-            HostError: a disk's file is gone, or the host has no room for a child process.
+            ConfigError, HostError: a disk's file is gone or cannot be made, or there is no room for a child process.
         """
         from vmm.native._engine import ffi, lib
 
+        config = self._kept.keep(self._config, disks, overlays=overlays)
         try:
-            disks = [values.disk_identity(disk.path) for disk in self._config.disks]
+            identities = [values.disk_identity(disk.path) for disk in config.disks]
         except OSError as error:
             raise BackendError(f"is gone: {error.strerror}", where=str(error.filename)) from error
         host, base = (ffi.cast("void *", memory.host_address if memory else 0) for memory in (self._memory, self._base))
         pages = self._memory.memory_bytes // PAGE
         self._state = {
             "pyvmm": __version__,
-            "config": values.plain(self._config),
-            "disks": disks,
+            "config": values.plain(config),
+            "disks": identities,
+            "kept": self._kept.names,
             "machine": machine,
         }
         shared = ffi.from_buffer("uint8_t[]", self._shared)
@@ -139,8 +143,12 @@ class Writing:
             if code:
                 raise OSError(code, os.strerror(code))
             self._write_state()
+            self._kept.sync()
             os.fsync(self._fd)
+            replaced = kept_at(self._path)
             self._name()
+            self._is_done = True
+            remove(os.path.realpath(self._path), replaced)
         except OSError as error:
             raise BackendError(f"cannot be written: {error.strerror}", where=self._path) from error
 
@@ -181,6 +189,8 @@ class Writing:
 
     def close(self) -> None:
         """Let go of everything, finished or not."""
+        if not self._is_done:
+            self._kept.drop()
         if self._child > 0:
             os.kill(self._child, signal.SIGKILL)
             os.waitpid(self._child, 0)

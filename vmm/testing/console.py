@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import time
 from collections.abc import Callable
@@ -50,7 +51,7 @@ class Log:
         return True
 
 
-class Console(SpawnBase):
+class Console(SpawnBase):  # type: ignore[type-arg]  # generic in its stubs alone
     """`expect`, `expect_exact`, `send`, `sendline` and the rest of pexpect, on the console of a VM.
 
     It begins with the first thing that the guest printed, and nothing is lost if it is read late. Not for several
@@ -72,6 +73,7 @@ class Console(SpawnBase):
         self.closed = False
         self._type, self._has_ended, self._ended = type_text, has_ended, ended
         self._output = log
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def read_nonblocking(self, size: int = 1, timeout: float | None = -1) -> str:
         """Up to *size* bytes of what the guest has printed, when there are some.
@@ -85,8 +87,8 @@ class Console(SpawnBase):
             ended = self._has_ended()  # before the last look
             data = self._output.read(size)
             if data:
-                text: str = self._decoder.decode(data, final=False)
-                self._log(text, "read")
+                text = self._decode(data)
+                self._log(text, "read")  # type: ignore[attr-defined]
                 return text
             if ended:
                 self.flag_eof = True
@@ -111,14 +113,14 @@ class Console(SpawnBase):
 
     def send(self, s: str | bytes) -> int:
         """Type *s*; how many bytes that was."""
-        text = self._coerce_send_string(s)
-        self._log(text, "send")
+        text = s if isinstance(s, str) else s.decode()
+        self._log(text, "send")  # type: ignore[attr-defined]
         self._type(text, self.timeout or 0)
         return len(text.encode())
 
     def sendline(self, s: str | bytes = "") -> int:
         """Type *s* and Enter."""
-        return self.send(self._coerce_send_string(s) + os.linesep)
+        return self.send(s) + self.send("\n")
 
     def isalive(self) -> bool:
         """Whether the VM has not ended."""

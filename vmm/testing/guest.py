@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
@@ -29,7 +30,7 @@ class Guest:
         *,
         check: bool = True,
         timeout: float | None = None,
-        input: str | bytes | None = None,  # noqa: A002  as `subprocess.run` has it
+        input: str | bytes | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str = "",
         text: Literal[True] = True,
@@ -42,7 +43,7 @@ class Guest:
         *,
         check: bool = True,
         timeout: float | None = None,
-        input: str | bytes | None = None,  # noqa: A002
+        input: str | bytes | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str = "",
         text: Literal[False],
@@ -54,7 +55,7 @@ class Guest:
         *,
         check: bool = True,
         timeout: float | None = None,
-        input: str | bytes | None = None,
+        input: str | bytes | None = None,  # noqa: A002  as `subprocess.run` has it
         env: Mapping[str, str] | None = None,
         cwd: str = "",
         text: bool = True,
@@ -75,9 +76,7 @@ class Guest:
 
         def run() -> subprocess.CompletedProcess[Any]:
             done = self.agent.run(argv, stdin=stdin, env=env, cwd=cwd, timeout_s=limit)
-            streams = [
-                stream.decode(errors="replace") if text else stream for stream in (done.stdout, done.stderr)
-            ]
+            streams = [stream.decode(errors="replace") if text else stream for stream in (done.stdout, done.stderr)]
             return subprocess.CompletedProcess(command, done.returncode, *streams)
 
         done = self._ask(run, command, limit)
@@ -138,20 +137,18 @@ class Guest:
             os.chmod(target, mode)
         return data.getvalue()
 
-    def put_program(self, program: str, *, timeout: float | None = None) -> None:
-        """Copy a *program* of the host into the guest, with the libraries that it needs, to the same paths.
+    def put_program(self, *programs: str, timeout: float | None = None) -> None:
+        """Copy *programs* of the host into the guest, with the libraries that they need, to the same paths.
 
         Raises:
-            FileNotFoundError: the host does not have it.
+            FileNotFoundError: the host does not have one of them.
+            CommandFailed, OSError: the guest has no `tar`, or no room.
         """
-        path = shutil.which(program)
-        if path is None:
-            raise FileNotFoundError(f"no program {program} on this host")
-        listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
-        libraries = [word for line in listed.splitlines() for word in line.split() if word.startswith("/")]
-        for file in (path, *libraries):
-            if self.run(["test", "-e", file], check=False, timeout=timeout).returncode:
-                self.put(file, file, mode=0o755, timeout=timeout)
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w", dereference=True) as tar:
+            for path in _needed(programs):
+                tar.add(path)
+        self.run(["tar", "-x", "-C", "/"], input=archive.getvalue(), timeout=timeout)
 
     def sync(self, timeout: float | None = None) -> None:
         """Have the guest write to its disks what it has not yet."""
@@ -183,3 +180,15 @@ class Guest:
     def _failure(self, error: Exception) -> VMError:
         """What has become of the VM, of which *error* is a sign."""
         raise NotImplementedError
+
+
+def _needed(programs: Sequence[str]) -> list[str]:
+    """The paths of *programs* and of their libraries."""
+    paths: dict[str, None] = {}
+    for program in programs:
+        path = shutil.which(program)
+        if path is None:
+            raise FileNotFoundError(f"no program {program} on this host")
+        listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
+        paths |= dict.fromkeys([path, *(word for word in listed.split() if word.startswith("/"))])
+    return list(paths)

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from typing import Any
 
-    from vmm.testing.lab import Lab
-    from vmm.testing.session import Session
+    from vmm.testing.lab import Lab, Session
     from vmm.testing.vm import VM
 
 #: Options and ini keys: name, kind of ini key, help.
@@ -100,7 +99,7 @@ def vm_net(request: pytest.FixtureRequest, vm_factory: Callable[..., VM]) -> Cal
 def _settled(config: pytest.Config) -> Session:
     """What the tests of this process share."""
     if _session not in config.stash:
-        from vmm.testing.session import Session
+        from vmm.testing.lab import Session
 
         settings: dict[str, Any] = {}
         for name, _, _ in _SETTINGS:

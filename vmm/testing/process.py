@@ -12,7 +12,7 @@ import time
 
 from vmm.api.client import NoAnswer
 from vmm.api.place import directory, is_live
-from vmm.api.warm import Ended, Spawned, Warm
+from vmm.api.warm import Ended, Warm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Booted:
 
     def __init__(self, name: str, arguments: Sequence[str], wait_s: float) -> None:
         self.name, self.directory = name, directory(name)
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vmm", "run", "--name", name, "--vsock", "auto", "--serial", "quiet", *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said, start_new_session=True,
@@ -106,8 +106,6 @@ def boot(name: str, arguments: Sequence[str], wait_s: float) -> Process:
     return Booted(name, arguments, wait_s)
 
 
-def restore(
-    name: str, snapshot: str, *, disks: Sequence[str], nets: Sequence[str], wait_s: float
-) -> Process:
+def restore(name: str, snapshot: str, *, disks: Sequence[str], nets: Sequence[str], wait_s: float) -> Process:
     """The VM *name*, whose guest goes on from *snapshot*."""
     return warm().spawn(snapshot, name=name, disks=disks, nets=nets, wait_s=wait_s)

@@ -1,4 +1,4 @@
-"""Snapshots of VMs under test, each a directory: the machine, and what is on the disks that its guest has written to."""
+"""Snapshots of VMs under test: a directory each, with the machine, and what its guest has written to disks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Snapshot:
         """Of the running *vm*, as it is now."""
         if any(map(is_written, vm.config.resolved().disks)):
             raise ConfigError("has disks that are written to", where=f"VM {vm.name}")
-        directory = tempfile.mkdtemp(prefix=f"pyvmm-{vm.name}-", dir="/var/tmp")  # noqa: S108
+        directory = tempfile.mkdtemp(prefix=f"pyvmm-{vm.name}-", dir="/var/tmp")
         try:
             vm.request("snapshot", timeout=_WRITING_S, path=os.path.join(directory, _MACHINE))
         except BaseException:

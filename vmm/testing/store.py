@@ -97,7 +97,7 @@ def _hash(ingredients: object) -> str:
 
 
 def _ingredients(config: Config, prepare: Prepare | None) -> dict[str, object]:
-    """What a snapshot depends on: the machine, its files, who prepares it, pyvmm, and the host's kernel and processor."""
+    """What a snapshot depends on: the machine, its files, who prepares it, pyvmm, the host's kernel and processor."""
     return {
         "config": asdict(config),
         "files": [_identity(path) for path in config.files()],

@@ -33,6 +33,7 @@ _HANG_S = 10.0
 #: Between the end of the agent's connection and that of the VM; and for one that is to end.
 _ENDING_S, _END_S = 5.0, 15.0
 _CONSOLE_LINES = 200
+_PANIC_LINE = "Kernel panic - not syncing: "
 _ASSISTING = "this host's KVM is software"
 
 _numbers = itertools.count(1)
@@ -76,7 +77,7 @@ class VM(Guest):
             image=image,
             initrd=os.fspath(initrd),
             append=append,
-            disks=tuple(map(os.fspath, disks)),
+            disks=tuple(os.fspath(disk) for disk in disks),
             nets=tuple(nets),
             cpus=cpus,
             memory=memory,
@@ -263,9 +264,12 @@ class VM(Guest):
         assert ended is not None
         self._may_end = True  # who gets this knows it
         kind = {_PANIC: GuestPanic, _CRASH: GuestCrash}.get(ended.code, GuestEnded)
+        console = self.console_lines()
         lines = [line.removeprefix("pyvmm: ") for line in ended.said.splitlines() if _ASSISTING not in line]
         what = "\n".join(lines) or ("the guest powered off" if ended.code == 0 else "the VM was stopped")
-        return kind(what, code=ended.code, name=self.name, console=self.console_lines())
+        if kind is GuestPanic:  # its own words say more than how they were noticed
+            what = next((line[line.index(_PANIC_LINE) :] for line in reversed(console) if _PANIC_LINE in line), what)
+        return kind(what, code=ended.code, name=self.name, console=console)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

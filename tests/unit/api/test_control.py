@@ -166,7 +166,12 @@ def test_typing_to_a_guest_that_does_not_read(vm: Vm, wire: Wire) -> None:
 def test_snapshot(vm: Vm, wire: Wire) -> None:
     assert wire.ask("snapshot", path="/tmp/one") == {"id": "x", "ok": {}}
     assert wire.ask("snapshot", path="/tmp/two", parent="/tmp/one") == {"id": "x", "ok": {}}
-    assert vm.machine.snapshots == [("/tmp/one", ""), ("/tmp/two", "/tmp/one")]
+    assert wire.ask("snapshot", path="/tmp/three", overlays=True) == {"id": "x", "ok": {}}
+    assert vm.machine.snapshots == [
+        ("/tmp/one", "", False),
+        ("/tmp/two", "/tmp/one", False),
+        ("/tmp/three", "", True),
+    ]
 
 
 def test_a_snapshot_at_a_relative_path_is_refused(wire: Wire) -> None:
