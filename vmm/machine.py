@@ -20,6 +20,7 @@ from vmm.devices.debugexit import DebugExit
 from vmm.devices.i8042 import I8042
 from vmm.devices.pvpanic import PvPanic
 from vmm.devices.uart16550 import Uart16550
+from vmm.devices.vmgenid import GenerationId
 from vmm.errors import HostError
 from vmm.eventloop import EventLoop
 from vmm.halt import HaltWatch
@@ -110,6 +111,7 @@ class Machine:
             Consoles(self._session, self._loop, self.press_ctrl_alt_del, lambda: self.stop("by the user"))
         )
         self._add_platform_devices(config)
+        self._generation = GenerationId(memory, self._irq(layout.IRQ_GENERATION))
         self._disks = blk_devices(self._session, self._loop, self._on_disk_stalled)
         self._console = console_device(self._session)
         devices = [*self._disks, *other_devices(self._session, self._loop), *([self._console] if self._console else [])]
@@ -120,7 +122,8 @@ class Machine:
             self.description = f"goes on from {snapshot.path}"
             snapshot.used_by(self._parts().restore)
         else:
-            self._load(tables, memory)
+            self._generation.begin()
+            self._load(tables(), memory)
 
     # -- devices -----------------------------------------------------------------------------------------------------
 
@@ -143,8 +146,8 @@ class Machine:
         backends.serial.panicked = backends.console.panicked = self._on_panic
         self._consoles.add_serial(uart)
 
-    def _connect_by_mmio(self, devices: list[VirtioDevice], memory: GuestMemory) -> bytes:
-        """Put *devices* on the MMIO bus; the ACPI tables that tell of them."""
+    def _connect_by_mmio(self, devices: list[VirtioDevice], memory: GuestMemory) -> Callable[[], bytes]:
+        """Put *devices* on the MMIO bus; what makes the ACPI tables that tell of them."""
         resources = []
         for slot, device in enumerate(devices):
             gpa, gsi = layout.VIRTIO_MMIO_BASE + slot * layout.VIRTIO_MMIO_STRIDE, layout.VIRTIO_GSIS[slot]
@@ -154,17 +157,17 @@ class Machine:
                 irqfd.assign_ioeventfd(self._vm, fd, gpa + QUEUE_NOTIFY, 4, index)
             self._adopt(transport)
             resources.append((gpa, layout.VIRTIO_MMIO_SIZE, gsi))
-        return acpi.build_tables(self._config.cpus, resources)
+        return lambda: acpi.build_tables(self._config.cpus, resources)
 
-    def _connect_by_pci(self, devices: list[VirtioDevice], memory: GuestMemory) -> bytes:
-        """Put *devices* on a PCI bus; the ACPI tables that tell of it."""
+    def _connect_by_pci(self, devices: list[VirtioDevice], memory: GuestMemory) -> Callable[[], bytes]:
+        """Put *devices* on a PCI bus; what makes the ACPI tables that tell of it."""
         from vmm.pci import PciRoot
 
         root = PciRoot(self._vm, self._pio, self._mmio, memory)
         self._chips.append(root.ports)
         for device in devices:
             self._adopt(root.plug(device, self._loop, **self._reporting()))
-        return acpi.build_tables(self._config.cpus, [], (root.windows, root.lines))
+        return lambda: acpi.build_tables(self._config.cpus, [], (root.windows, root.lines))
 
     def _reporting(self) -> Reporting:
         session = self._session
@@ -274,6 +277,7 @@ class Machine:
         HaltWatch(self._loop, self._runners, lambda: total_exits(self._runners, self._pio, self._mmio), self._on_halt)
         if self._snapshot is not None:
             self._parts().revive(self._snapshot.machine)
+            self._generation.renew()
         self._session.enter(self)
         for runner in self._runners:
             runner.start()

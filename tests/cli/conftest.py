@@ -110,9 +110,11 @@ def pyvmm(tmp_path: os.PathLike[str], cache: str) -> Iterator[Pyvmm]:
 
 
 @contextmanager
-def running(pyvmm: Pyvmm, *code: bytes, name: str = "web1", **options: Any) -> Iterator[Process]:
+def running(
+    pyvmm: Pyvmm, *code: bytes, name: str = "web1", arguments: tuple[str, ...] = (), **options: Any
+) -> Iterator[Process]:
     """A guest that has said that it is up; killed at the end if it still runs."""
-    with pyvmm.start(*pyvmm.guest(UP, *code), "--name", name, **options) as process:
+    with pyvmm.start(*pyvmm.guest(UP, *code), "--name", name, *arguments, **options) as process:
         assert process.stdout
         assert process.stdout.readline() == b"up\n"
         with Client(name):  # it listens

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import guest
 from tests.kvm.machines import PATIENCE_S, Machines
+from vmm import layout
 from vmm.api import place
 from vmm.api.client import Client, NoAnswer
 from vmm.api.warm import Spawned, Warm
@@ -208,3 +210,15 @@ def test_a_name_that_is_taken_is_refused(warm: Warm, taken: str) -> None:
 def test_nothing_is_imported_while_a_guest_waits(taken: str) -> None:
     done = subprocess.run([sys.executable, "-c", LATE, taken], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.split() == []
+
+
+def test_each_has_a_generation_id_of_its_own(warm: Warm, taken: str, tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("one", "other")]
+    for path in paths:
+        with warm.spawn(taken) as vm, Client(vm.name) as client:
+            client.request("snapshot", path=path)
+    ids = set()
+    for path in (taken, *paths):
+        with closing(Snapshot(path)) as snapshot, closing(snapshot.map()) as memory:
+            ids.add(memory.read(layout.GENERATION_ID, 16))
+    assert len(ids) == 3

@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": VALUES | {"agent", "eventloop", "session"},
     "agent": {"errors"},
     "cli": VALUES | {"agent", "api", "machine", "session", "snapshot"},
+    "testing": VALUES | {"agent", "api"},
     "__main__": {"cli"},
 }
 
@@ -60,6 +61,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("vmm.cli.disk", "vmm.host.disk.overlay_file"): "the same",
     ("vmm.api.output", "vmm.host.console"): "the log is what the console's tail is fed",
     ("vmm.cli.exec", "vmm.host.vsock"): "what the socket to the agent is called",
+    ("vmm.testing.vm", "vmm.host.vsock"): "the same",
+    ("vmm.testing.testinfra", "vmm.host.vsock"): "the same",
     ("vmm.cli.console", "vmm.host.terminal"): "a terminal joined with another process's machine",
     ("vmm.cli.doctor", "vmm.host.doctor"): "the doctor looks at the host where no machine can be built",
     ("vmm.cli.doctor", "vmm.kvm.doctor"): "the same",
@@ -71,6 +74,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         )
     },
     ("vmm.cli.main", "vmm.kvm.assist.probe"): "which kind of host this is, is told without a machine",
+    ("vmm.cli.snapshot", "vmm.kvm.assist.probe"): "the same",
     ("vmm.cli.warm", "vmm.kvm.assist.probe"): "the same",
     ("vmm.host.lan.switch", "vmm.native._engine"): "the switch is a program of its own; frames are moved in C",
     ("vmm.native.plain", "vmm.bus"): "it follows what is on the buses; machine puts it between them and the vCPUs",

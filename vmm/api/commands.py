@@ -97,6 +97,7 @@ def status(server: Server, _: Arguments) -> dict[str, Any]:
         "disks": [os.path.abspath(disk.path) for disk in config.disks],
         "nets": [uplink.name for uplink, _ in session.backends.nets],
         "macs": [mac.hex(":") for _, mac in session.backends.nets],
+        "vsock": session.backends.vsock.path if session.backends.vsock else "",
         "transport": config.transport,
         "engine": "native" if session.native else "python",
         "console": server.place.file(CONSOLE),

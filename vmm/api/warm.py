@@ -80,25 +80,31 @@ class Warm:
         vsock: str | None = None,
         serial: str = "quiet",
         timeout_s: float | None = None,
+        clone: bool = False,
         wait_s: float = WAIT_S,
     ) -> Spawned:
         """A VM that goes on from the file *snapshot*, and whose guest runs. It ends with this process, or before.
 
-        *disks*, *nets*, *vsock* and *serial* are what `pyvmm restore` takes, None is what the machine had. The VM has
-        the caller's directory and environment.
+        *disks*, *nets*, *vsock* and *serial* are what `pyvmm restore` takes, None is what the machine had; a *clone*
+        does not write to disks that others may have too, and joins its networks as another guest. The VM has the
+        caller's directory and environment.
 
         Raises:
             ConfigError, HostError: what `pyvmm restore` would say.
             NoAnswer: it does not run within *wait_s*.
         """
         options = {"name": [name], "disk": disks, "net": nets, "vsock": vsock and [vsock], "serial": [serial]}
+        options["clone"] = [""] if clone else None
         options["timeout"] = None if timeout_s is None else [repr(timeout_s)]
-        request = {
-            "snapshot": os.path.abspath(snapshot),
-            "options": {option: list(values) for option, values in options.items() if values is not None},
-            "directory": os.getcwd(),
-            "environment": dict(os.environ),
-        }
+        given = {option: list(values) for option, values in options.items() if values is not None}
+        return self._spawn({"snapshot": os.path.abspath(snapshot), "options": given}, wait_s)
+
+    def boot(self, arguments: Sequence[str], *, wait_s: float = WAIT_S) -> Spawned:
+        """A VM as `pyvmm run` with *arguments*, as soon as its guest runs; otherwise as `spawn`."""
+        return self._spawn({"arguments": list(arguments)}, wait_s)
+
+    def _spawn(self, request: dict[str, Any], wait_s: float) -> Spawned:
+        request |= {"directory": os.getcwd(), "environment": dict(os.environ)}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:

@@ -98,6 +98,7 @@ VERBS = {
     "exec": ("vmm.cli.exec", "main", "run a command in a guest that has pyvmm's agent"),
     "snapshot": ("vmm.cli.snapshot", "snapshot", "write all of a running VM to a file"),
     "restore": ("vmm.cli.snapshot", "restore", "let a VM go on from such a file"),
+    "clone": ("vmm.cli.clone", "clone", "make VMs that go on from where another one is, or from such a file"),
     "doctor": ("vmm.cli.doctor", "main", "what of this host pyvmm needs or can use, and how to mend what is missing"),
     "disk": ("vmm.cli.disk", "disk", "overlays over images: made, shown and written back"),
     "net": ("vmm.cli.net", "net", "networks for guests: made, shown, mended and deleted"),
@@ -208,12 +209,16 @@ def cache_directory() -> str:
 
 
 def _run(options: Options) -> int:
-    config = _config(options)
     if not options.has("detach"):
-        return run_here(config, options, lambda _place: None)
+        return booted(options, lambda _place: None)
     from vmm.cli.detach import detached
 
-    return detached(lambda started: run_here(config, options, started))
+    return detached(lambda started: booted(options, started))
+
+
+def booted(options: Options, started: Started, host: HostKind | None = None) -> int:
+    """Boot what *options* say, to its end; as `run_here`."""
+    return run_here(_config(options), options, started, None, host)
 
 
 def run_here(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Say = Callable[[str], None]
 
 #: How long a snapshot may take to be written.
-_WRITING_S = 600.0
+WRITING_S = 600.0
 
 _SNAPSHOT = (
     Option("parent", "write just what differs from this snapshot, which is needed from then on", metavar="FILE"),
@@ -53,7 +53,7 @@ def snapshot(arguments: Sequence[str], say: Say) -> int:  # noqa: ARG001
     with Client(name) as client:
         client.request(
             "snapshot",
-            wait_s=_WRITING_S,
+            wait_s=WRITING_S,
             overlays=options.has("overlays"),
             **{what: os.path.abspath(path) for what, path in paths.items()},
         )
@@ -104,4 +104,8 @@ def _replaced(config: MachineConfig, options: Options) -> MachineConfig:
         changes["vsock"] = parse_vsock(options.one("vsock"))
     if options.has("serial"):
         changes["serial"] = options.one("serial")
+    if options.has("clone"):
+        from vmm.cli.clone import cloned
+
+        config = cloned(config, options)
     return MachineConfig(**(vars(config) | changes))

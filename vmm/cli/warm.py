@@ -20,8 +20,8 @@ from importlib import import_module
 from vmm.api.control import described
 from vmm.api.place import LOG
 from vmm.api.warm import KEEP, MESSAGE_MAX
-from vmm.cli.main import cache_directory, failed
-from vmm.cli.options import Options
+from vmm.cli.main import OPTIONS, booted, cache_directory, failed
+from vmm.cli.options import Options, parse
 from vmm.cli.snapshot import restored
 from vmm.config import MEMORY_MIN, MachineConfig
 from vmm.errors import ConfigError, VmmError
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 #: What is imported late elsewhere, and by restored VMs and whoever talks to them.
 _LATE = (
     "encodings.ascii",
-    "vmm.agent.client",
+    "vmm.cli.clone",
     "vmm.api.server",
     "vmm.api.watcher",
     "vmm.host.disk.overlay",
@@ -147,7 +147,11 @@ class _Vm:
                 os.environ.clear()
                 os.environ.update(self._request["environment"])
             os.chdir(self._request["directory"])
-            code = restored(self._request["snapshot"], Options(self._request["options"]), self._started, self._host)
+            if "arguments" in self._request:
+                code = booted(parse(self._request["arguments"], OPTIONS), self._started, self._host)
+            else:
+                options = Options(self._request["options"])
+                code = restored(self._request["snapshot"], options, self._started, self._host)
         except VmmError as error:
             if not self._runs:
                 self._tell(error=described(error))

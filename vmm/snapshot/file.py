@@ -220,13 +220,14 @@ class Snapshot:
             ConfigError: a disk is missing or another one, or was written to since.
         """
         for disk, then, before in zip(config.disks, self.disks, self.config.disks, strict=True):
+            path = disk.base or disk.path  # an overlay over it may still have to be made
             try:
-                now = values.disk_identity(disk.path)
+                now = values.disk_identity(path)
             except OSError as error:
                 why = f"of the snapshot {self.path}: {error.strerror}"
-                raise ConfigError(why, where=disk.path, fix=_COPY) from error
-            if now[0] != then[0] or (disk.path == before.path and now != then):
-                raise ConfigError(f"has changed since the snapshot {self.path}", where=disk.path, fix=_COPY)
+                raise ConfigError(why, where=path, fix=_COPY) from error
+            if now[0] != then[0] or (path == before.path and now != then):
+                raise ConfigError(f"has changed since the snapshot {self.path}", where=path, fix=_COPY)
 
     def map(self) -> GuestMemory:
         """The memory, whose changes are the new machine's own.

@@ -29,7 +29,7 @@ class Config:
     options: tuple[str, ...] = ()
 
     def resolved(self) -> Config:
-        """With absolute paths, and the files of the image in the place of its name.
+        """With absolute paths, the files of the image in the place of its name, and disks whose changes are lost.
 
         Raises:
             ConfigError: there is no such image, or a disk or network cannot be.
@@ -53,24 +53,25 @@ class Config:
             disks=tuple(map(_found, disks)),
         )
 
+    def nameless(self) -> Config:
+        """Without the guest's names on its networks: whoever it will be, it boots the same."""
+        return replace(self, nets=tuple(re.sub(r",name=[^,]+", "", net) for net in self.nets))
+
     def with_lans(self, suffix: str) -> Config:
         """With its lans renamed by *suffix*, so that they are a test's own."""
         return replace(self, nets=tuple(re.sub(r"^lan=([^,]+)", rf"lan=\1{suffix}", net) for net in self.nets))
 
     def arguments(self) -> list[str]:
-        """Of `pyvmm run`; what the guest writes to images is thrown away."""
+        """Of `pyvmm run`."""
         given = [
             *("--kernel", self.kernel, "--append", self.append),
             *(("--initrd", self.initrd) if self.initrd else ()),
             *("--cpus", str(self.cpus), "--memory", self.memory, "--transport", self.transport),
         ]
-        for option, values in (("--disk", self._disks()), ("--net", self.nets)):
+        for option, values in (("--disk", self.disks), ("--net", self.nets)):
             for value in values:
                 given += [option, value]
         return [*given, *self.options]
-
-    def _disks(self) -> list[str]:
-        return [thrown_away(disk) if is_written(disk) else disk for disk in self.disks]
 
     def files(self) -> list[str]:
         """What a guest of this configuration depends on."""
@@ -79,34 +80,18 @@ class Config:
         return [path for path in paths if path]
 
 
-def is_written(disk: str) -> bool:
-    """Whether *disk*, as `--disk` takes it, is an image that a guest would change."""
-    parsed = parse_disk(disk)
-    return not (parsed.readonly or parsed.overlay)
-
-
-def thrown_away(disk: str, overlay: str = "") -> str:
-    """*disk*, or what the file *overlay* has instead; what the guest writes is gone when it ends."""
-    path, comma, options = _split(disk)
-    return f"{f'overlay={overlay}' if overlay else path},snapshot=on{comma}{options}"
-
-
-def over(disk: str, overlay: str) -> str:
-    """*disk*, but what the guest writes is kept in the new file *overlay*."""
-    path, comma, options = _split(disk)
-    return f"overlay={overlay},base={path}{comma}{options}"
-
-
 def _found(disk: str) -> str:
     """*disk* with an absolute path; of a size, the empty image that it means."""
     if _SIZE.fullmatch(disk):
-        return _empty(parse_size(disk))
+        return f"{_empty(parse_size(disk))},snapshot=on"
     parsed = parse_disk(disk)
     path = os.path.abspath(parsed.path)
     if not parsed.overlay and not os.path.exists(path):
         raise ConfigError("there is no such image", where=f"disk {disk}", fix="a size such as 64M makes an empty disk")
-    options = [option for option in _split(disk)[2].split(",") if option and option != "snapshot=on"]
-    return ",".join([("overlay=" if parsed.overlay else "") + path.replace(",", ",,"), *options])
+    _, comma, options = disk.replace(",,", "\0").partition(",")
+    lost = "" if parsed.readonly or parsed.overlay or parsed.snapshot else ",snapshot=on"
+    escaped = path.replace(",", ",,")
+    return f"{'overlay=' if parsed.overlay else ''}{escaped}{lost}{comma}{options.replace(chr(0), ',,')}"
 
 
 def _empty(size: int) -> str:
@@ -124,9 +109,3 @@ def _empty(size: int) -> str:
         finally:
             os.unlink(new)
     return path
-
-
-def _split(disk: str) -> tuple[str, str, str]:
-    """The path, as it is written, and the options after the first comma that is not written twice."""
-    path, comma, options = disk.replace(",,", "\0").partition(",")
-    return path.replace("\0", ",,"), comma, options.replace("\0", ",,")

@@ -26,8 +26,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
-    from vmm.testing.snapshot import Prepare
+    from vmm.testing.store import Prepare
 
+KVM = "/dev/kvm"
 #: Tells the main thread that a guest has died; nobody else uses it.
 _ALARM = signal.SIGRTMAX - 5
 _FIELDS = {field.name for field in fields(Config)}
@@ -66,9 +67,9 @@ class Session:
     def check_host(self) -> None:
         """Skip or fail the test where there is no KVM."""
         try:
-            os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+            os.close(os.open(KVM, os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
-            self.missing(f"no VMs here: /dev/kvm: {error.strerror}; pyvmm doctor says more")
+            self.missing(f"no VMs here: {KVM}: {error.strerror}; pyvmm doctor says more")
 
     def missing(self, reason: str) -> None:
         """Skip or fail the test for *reason*."""

@@ -46,7 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker."""
+    """The marker; and `pyvmm://`, for testinfra if that is there."""
+    if config.pluginmanager.hasplugin("pytest11.testinfra"):
+        from testinfra.backend import BACKENDS
+
+        BACKENDS["pyvmm"] = "vmm.testing.testinfra.PyvmmBackend"
     config.addinivalue_line(
         "markers",
         "vm(kernel=, image=, initrd=, append=, disks=, nets=, cpus=, memory=, transport=, options=, timeout=): "

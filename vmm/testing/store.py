@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -26,10 +26,9 @@ import vmm
 from vmm.testing import images
 from vmm.testing.config import Config
 from vmm.testing.snapshot import Snapshot
+from vmm.testing.vm import VM
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from vmm.testing.snapshot import Prepare
+Prepare = Callable[[VM], object]
 
 #: A snapshot that nobody has used for so long is deleted when another one is built.
 _UNUSED_S = 14 * 86400
@@ -51,7 +50,7 @@ class Store:
         Raises:
             VmmError: it cannot be built.
         """
-        config = config.resolved()
+        config = config.resolved().nameless()
         name = _hash(_ingredients(config, prepare))
         directory = os.path.join(self._root, name)
         if name in self._failed:
@@ -74,7 +73,10 @@ class Store:
         shutil.rmtree(work, ignore_errors=True)
         os.mkdir(work, 0o700)
         try:
-            Snapshot.build(work, config, prepare, self._boot_timeout)
+            with VM.of(config.with_lans(f"-build-{os.getpid()}"), boot_timeout=self._boot_timeout) as vm:
+                if prepare is not None:
+                    prepare(vm)
+                Snapshot.of(vm, work)
             os.rename(work, directory)
         finally:
             shutil.rmtree(work, ignore_errors=True)

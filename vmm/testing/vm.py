@@ -12,7 +12,7 @@ from typing import Any, Self
 from vmm.agent.client import Agent, AgentError
 from vmm.api.client import Client, NoAnswer, NoSuchVm
 from vmm.api.place import LOG
-from vmm.api.warm import Ended
+from vmm.api.warm import Ended, Spawned
 from vmm.errors import VmmError
 from vmm.host.vsock import VSOCK
 from vmm.testing import process
@@ -109,7 +109,7 @@ class VM(Guest):
         self.timeout, self._boot_timeout = timeout, boot_timeout
         #: Called when it has ended though nobody asked it to; in a thread of its own.
         self.on_end: Callable[[VM], None] = lambda _vm: None
-        self._process: process.Process | None = None
+        self._process: Spawned | None = None
         self._watch = threading.Thread(target=self._wait_for_end, name=f"VM {self.name}", daemon=True)
         self._over = threading.Event()
         self._ended: Ended | None = None
@@ -151,11 +151,14 @@ class VM(Guest):
         return self
 
     def _begin(self) -> None:
+        warm = process.warm()
         if self._snapshot is None:
-            config = self.config.resolved()
-            self._process = process.boot(self.name, config.arguments(), self.timeout)
+            self.config = self.config.resolved()
+            fixed = ("--name", self.name, "--vsock", "auto", "--serial", "quiet")
+            self._process = warm.boot([*fixed, *self.config.arguments()], wait_s=self.timeout)
         else:
-            self._process = self._snapshot.restore(self.name, self.config.nets, self.timeout)
+            nets = self.config.nets or None
+            self._process = warm.spawn(self._snapshot.path, name=self.name, nets=nets, wait_s=self.timeout)
         self.directory, self.pid = self._process.directory, self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
         self._log = Log(os.path.join(self.directory, LOG))
