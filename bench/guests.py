@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from bench.compiled import GUEST_FLAGS, compiled
 
-_IO_SOURCES = tuple(f"guest/{name}" for name in ("entry.S", "main.c", "virtio.c", "blk.c", "net.c", "exits.c"))
+_IO_SOURCES = tuple(
+    f"guest/{name}" for name in ("entry.S", "main.c", "virtio.c", "blk.c", "net.c", "exits.c", "beat.c", "load.c")
+)
 _IO_HEADERS = ("guest/guest.h", "guest/virtio.h")
 _IO_FLAGS = (
     *GUEST_FLAGS,

@@ -69,6 +69,17 @@ class Running:
         self.output = bytes(found[size:])
         return bytes(found[:size])
 
+    def longest_silence_while(self, command: Sequence[str]) -> float:
+        """The longest time, in seconds, without a byte of a guest that prints without end, while *command* runs."""
+        longest, before = 0.0, time.perf_counter()
+        with subprocess.Popen(command) as process:
+            while process.poll() is None:
+                self._next(time.monotonic() + _STOP_S, _STOP_S)
+                longest, before = max(longest, self._read_at - before), self._read_at
+        if process.returncode:
+            raise BenchError(f"{' '.join(command)} fails")
+        return longest
+
     def type(self, text: bytes) -> None:
         """Send *text* to the guest's serial port."""
         self._stdin.write(text)

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pexpect
 
@@ -25,6 +26,8 @@ from bench import guests, pyvmm
 from images.recipe.cache import cache_directory
 from tests.fakes import cuts, guest
 from tests.guest.linux import Image, LinuxGuest, file_on_disk, file_system_is_clean
+from tests.kvm.load import survive
+from tests.kvm.machines import Machines
 from tests.net.namespace import ip, links, network_namespace
 from vmm import outcome
 from vmm.config import MachineConfig, parse_disk, parse_net
@@ -38,9 +41,9 @@ PLACE = os.path.join(pyvmm.REPOSITORY, "build", "soak")
 HOST, GUEST = "10.0.0.1", "10.0.0.2"
 CARD = ("--net", "bridge=br0")
 #: How much of each a turn does, and how long one run of pyvmm may take to end.
-BOOTS, KILLS, CUTS, FUZZ_S, LIMIT_S = 100, 20, 50, 15, 30
+BOOTS, ROUNDS, KILLS, CUTS, FUZZ_S, LIMIT_S = 100, 50, 20, 50, 15, 30
 #: What there may be more of than after each loop's first turn: of this process, and of the host, which others use too.
-MAY_GROW = {"descriptors": 0, "threads": 0, "resident KiB": 4 << 10, "KiB the host lacks": 1 << 20}
+MAY_GROW = {"descriptors": 0, "threads": 0, "children": 0, "resident KiB": 4 << 10, "KiB the host lacks": 1 << 20}
 CALM_S = 30
 
 
@@ -75,12 +78,19 @@ def kib(path: str, field: str) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith(f"{field}:"))
 
 
+def children_of(thread: str) -> list[str]:
+    """The processes that this *thread* has started and not waited for."""
+    with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+        return file.read().split()
+
+
 def held() -> dict[str, int]:
     """How much there is of what must not become ever more."""
     gc.collect()
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "threads": len(os.listdir("/proc/self/task")),
+        "children": sum(len(children_of(thread)) for thread in os.listdir("/proc/self/task")),
         "resident KiB": kib("/proc/self/status", "VmRSS"),
         "KiB the host lacks": -kib("/proc/meminfo", "MemAvailable"),
     }
@@ -137,6 +147,20 @@ def boot_here(config: MachineConfig) -> None:
             machine.start()
             end = machine.wait(config.timeout_s)
         assert end.kind == outcome.POWERED_OFF, end
+
+
+def snapshots(place: str) -> int:
+    """A guest that works with all it has goes from file to file, in this process, on both engines."""
+    os.environ["PYVMM_RUN"] = os.environ["TMPDIR"]
+    for engine in ("native", "python"):
+        directory = Path(place, engine)
+        directory.mkdir()
+        machines = Machines(directory)
+        try:
+            survive(machines, ROUNDS, engine)
+        finally:
+            machines.close()
+    return 2 * ROUNDS
 
 
 def kills_of_writers(place: str) -> int:
@@ -228,7 +252,7 @@ def seconds_of_fuzzing(place: str) -> int:
 
 
 LOOPS: tuple[Callable[[str], int], ...] = (
-    tiny_boots, tiny_machines, kills_of_writers, power_cuts, linux_boots, kills_of_linux, seconds_of_fuzzing,
+    tiny_boots, tiny_machines, snapshots, kills_of_writers, power_cuts, linux_boots, kills_of_linux, seconds_of_fuzzing,
 )  # fmt: skip
 #: How what is tested tells that it is broken; anything else is this program's own mistake.
 BROKEN = (AssertionError, VmmError, subprocess.SubprocessError, pexpect.ExceptionPexpect)

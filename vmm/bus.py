@@ -92,6 +92,11 @@ class Bus:
                 return device, address - base
         return None
 
+    def register_name(self, address: int) -> str:
+        """What is at *address*, for statistics."""
+        found = self.find(address)
+        return f"{found[0].name}.{found[0].register_name(found[1])}" if found else f"{address:#x} (nobody)"
+
     def read(self, address: int, size: int) -> int:
         """What the guest reads: *size* bytes (1, 2, 4 or 8), all ones where nobody answers."""
         found = self.find(address, size)

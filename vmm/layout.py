@@ -10,6 +10,7 @@
                | hole (EBDA, VGA, option ROMs)               |
 0x0_000e_0000  +--------------------------------------------+
                | ACPI tables, RSDP first                     |
+               | 0x000f_f000  generation id                  |
 0x0_0010_0000  +--------------------------------------------+
                | RAM: kernel, then initrd at the top         |
 0x0_c000_0000  +--------------------------------------------+  end of low RAM at the latest
@@ -40,6 +41,7 @@ COMMAND_LINE = 0x2_0000
 COMMAND_LINE_MAX = 0x1_0000
 EBDA = 0x9_FC00
 ACPI_TABLES = 0xE_0000
+GENERATION_ID = 0xF_F000
 ACPI_TABLES_END = 0x10_0000
 HIGH_RAM = 0x10_0000  # 1 MiB: where kernels are loaded
 
@@ -72,6 +74,7 @@ PORT_PCI_CONFIG = 0xCF8  # address; data at +4
 
 # Interrupts (GSI = ISA IRQ below 16).
 IRQ_KEYBOARD = 1
+IRQ_GENERATION = 3
 IRQ_COM1 = 4
 IRQ_RTC = 8
 IRQ_SCI = 9

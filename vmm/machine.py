@@ -10,9 +10,9 @@ from collections.abc import Callable
 from vmm import layout, outcome
 from vmm.boot import acpi, cmdline
 from vmm.boot.kernel import load_initrd, load_kernel, plan_boot
-from vmm.boot.plan import BootPlan
 from vmm.bus import Bus
 from vmm.config import MachineConfig
+from vmm.consoles import Consoles
 from vmm.devices.acpi_pm import AcpiPm
 from vmm.devices.cmos import Cmos
 from vmm.devices.debugcon import DebugConsole
@@ -20,17 +20,17 @@ from vmm.devices.debugexit import DebugExit
 from vmm.devices.i8042 import I8042
 from vmm.devices.pvpanic import PvPanic
 from vmm.devices.uart16550 import Uart16550
+from vmm.devices.vmgenid import GenerationId
 from vmm.errors import HostError
 from vmm.eventloop import EventLoop
 from vmm.halt import HaltWatch
-from vmm.host.terminal import Terminal
 from vmm.irq import EventFdIrqLine
 from vmm.kvm import irqfd, msrs
 from vmm.kvm.system import Kvm
 from vmm.memory import GuestMemory
 from vmm.outcome import Outcome
 from vmm.processors import enter, prepare
-from vmm.runner import VcpuRunner
+from vmm.runner import VcpuRunner, count_exits, total_exits
 from vmm.session import Session
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.transport.mmio import QUEUE_NOTIFY, MmioTransport
@@ -41,9 +41,8 @@ if TYPE_CHECKING:
     from typing import Protocol, TypeVar
 
     from vmm.native.plain import PlainRegisters
+    from vmm.parts import Parts
     from vmm.regs import Chip
-    from vmm.state import State
-    from vmm.virtio.console import ConsoleDevice
     from vmm.virtio.transport.core import Reporting, Transport
 
     class _Closable(Protocol):
@@ -76,8 +75,6 @@ class Machine:
         self._chips: list[Chip] = []
         self.paused = self._started = False
         self._undo: list[Callable[[], None]] = []
-        self._outputs: list[tuple[Uart16550 | ConsoleDevice, threading.Lock]] = []
-        self._typed_at: tuple[Uart16550 | ConsoleDevice, threading.Lock]
         self.description = ""
 
     @classmethod
@@ -110,7 +107,11 @@ class Machine:
         vm.create_irqchip()
         vm.create_pit()
         self._loop = self._own(EventLoop())
+        self._consoles = self._own(
+            Consoles(self._session, self._loop, self.press_ctrl_alt_del, lambda: self.stop("by the user"))
+        )
         self._add_platform_devices(config)
+        self._generation = GenerationId(memory, self._irq(layout.IRQ_GENERATION))
         self._disks = blk_devices(self._session, self._loop, self._on_disk_stalled)
         self._console = console_device(self._session)
         devices = [*self._disks, *other_devices(self._session, self._loop), *([self._console] if self._console else [])]
@@ -119,9 +120,10 @@ class Machine:
         self._add_vcpus(kvm, memory)
         if snapshot:
             self.description = f"goes on from {snapshot.path}"
-            snapshot.used_by(self._restore)
+            snapshot.used_by(self._parts().restore)
         else:
-            self._enter(self._plan_boot(tables), memory)
+            self._generation.begin()
+            self._load(tables(), memory)
 
     # -- devices -----------------------------------------------------------------------------------------------------
 
@@ -142,37 +144,10 @@ class Machine:
         pio.attach(layout.PORT_DEBUG_EXIT, 4, DebugExit(self._on_debug_exit))
         pio.attach(layout.PORT_DEBUG_CONSOLE, 1, DebugConsole(backends.serial))
         backends.serial.panicked = backends.console.panicked = self._on_panic
-        self._outputs.append((uart, uart.lock))
-        self._typed_at = (uart, uart.lock)
-        backends.on_output_drained(self._on_output_drained)
-        self._undo.append(lambda: backends.on_output_drained(lambda: None))
-        if backends.interactive and config.console == "serial":
-            self._connect_terminal(uart, uart.lock)
+        self._consoles.add_serial(uart)
 
-    def _connect_terminal(self, device: Uart16550 | ConsoleDevice, lock: threading.Lock) -> None:
-        """Let the user type to *device*."""
-        terminal = Terminal(
-            0,
-            self._loop,
-            lock,
-            deliver=device.receive,
-            leave=lambda: self.stop("by the user"),
-            ctrl_alt_del=self.press_ctrl_alt_del,
-            say=self._session.backends.console.say,
-        )
-        device.input_wanted = terminal.resume
-        self._own(terminal)
-
-    def _connect_console(self, device: ConsoleDevice, lock: threading.Lock) -> None:
-        """Let the user type to the virtio console *device*, and see its output."""
-        self._outputs.append((device, lock))
-        self._typed_at = (device, lock)
-        self._session.on_resize(lambda: self._loop.call_soon(device.resized, lock))
-        self._undo.append(lambda: self._session.on_resize(lambda: None))
-        self._connect_terminal(device, lock)
-
-    def _connect_by_mmio(self, devices: list[VirtioDevice], memory: GuestMemory) -> bytes:
-        """Put *devices* on the MMIO bus; the ACPI tables that tell of them."""
+    def _connect_by_mmio(self, devices: list[VirtioDevice], memory: GuestMemory) -> Callable[[], bytes]:
+        """Put *devices* on the MMIO bus; what makes the ACPI tables that tell of them."""
         resources = []
         for slot, device in enumerate(devices):
             gpa, gsi = layout.VIRTIO_MMIO_BASE + slot * layout.VIRTIO_MMIO_STRIDE, layout.VIRTIO_GSIS[slot]
@@ -182,17 +157,17 @@ class Machine:
                 irqfd.assign_ioeventfd(self._vm, fd, gpa + QUEUE_NOTIFY, 4, index)
             self._adopt(transport)
             resources.append((gpa, layout.VIRTIO_MMIO_SIZE, gsi))
-        return acpi.build_tables(self._config.cpus, resources)
+        return lambda: acpi.build_tables(self._config.cpus, resources)
 
-    def _connect_by_pci(self, devices: list[VirtioDevice], memory: GuestMemory) -> bytes:
-        """Put *devices* on a PCI bus; the ACPI tables that tell of it."""
+    def _connect_by_pci(self, devices: list[VirtioDevice], memory: GuestMemory) -> Callable[[], bytes]:
+        """Put *devices* on a PCI bus; what makes the ACPI tables that tell of it."""
         from vmm.pci import PciRoot
 
         root = PciRoot(self._vm, self._pio, self._mmio, memory)
         self._chips.append(root.ports)
         for device in devices:
             self._adopt(root.plug(device, self._loop, **self._reporting()))
-        return acpi.build_tables(self._config.cpus, [], (root.windows, root.lines))
+        return lambda: acpi.build_tables(self._config.cpus, [], (root.windows, root.lines))
 
     def _reporting(self) -> Reporting:
         session = self._session
@@ -204,7 +179,7 @@ class Machine:
         self._transports.append(transport)
         self._chips.append(transport)
         if self._console is not None and transport.device is self._console:
-            self._connect_console(self._console, transport.lock)
+            self._consoles.add_virtio(self._console, transport.lock)
         if not transport.device.own_workers:
             for index, fd in enumerate(transport.kick_fds):
                 self._loop.watch(fd, transport.kick_callback(index), transport.lock)
@@ -216,9 +191,10 @@ class Machine:
 
     # -- kernel and processors ---------------------------------------------------------------------------------------
 
-    def _plan_boot(self, tables: bytes) -> BootPlan:
+    def _load(self, tables: bytes, memory: GuestMemory) -> None:
+        """Bring the kernel into *memory*, and the first processor to its entry."""
         config = self._config
-        return plan_boot(
+        plan = plan_boot(
             load_kernel(config.kernel, cache_dir=self._session.cache_dir),
             initrd=load_initrd(config.initrd) if config.initrd else None,
             cmdline=self.command_line(),
@@ -227,39 +203,25 @@ class Machine:
             kaslr=config.kaslr,
             acpi=tables,
         )
-
-    def command_line(self) -> str:
-        """The kernel's command line: what pyvmm adds, then the user's, which wins."""
-        config, user = self._config, f" {self._config.append} "
-        added = list(self._session.assist_options)
-        if " console=" not in user:
-            added += _console_options(config)
-        if config.disks and " root=" not in user:
-            added.append(f"root=/dev/vda {'ro' if config.disks[0].readonly else 'rw'}")
-        return cmdline.join(added, config.append)
-
-    def _enter(self, plan: BootPlan, memory: GuestMemory) -> None:
         for gpa, data in plan.pieces:
             memory.write(gpa, data)
         enter(self._runners[0].vcpu, plan)
         self.description = plan.description
 
+    def command_line(self) -> str:
+        """The kernel's command line: what pyvmm adds, then the user's, which wins."""
+        return cmdline.complete(self._config, self._session.assist_options)
+
     def _add_vcpus(self, kvm: Kvm, memory: GuestMemory) -> None:
         config, session = self._config, self._session
+        trace = session.trace("exits")
         for index in range(config.cpus):
             vcpu = self._own(self._vm.create_vcpu(index))
             assist = prepare(vcpu, kvm, memory, session)
-            self._runners.append(
-                VcpuRunner(
-                    vcpu,
-                    memory,
-                    pio=self._pio,
-                    mmio=self._mmio,
-                    on_end=self._finish,
-                    assist=assist,
-                    trace=session.trace("exits"),
-                )
+            runner = VcpuRunner(
+                vcpu, memory, pio=self._pio, mmio=self._mmio, on_end=self._finish, assist=assist, trace=trace
             )
+            self._runners.append(runner)
         if session.native and not config.trace & {"exits", "pio", "mmio"}:
             from vmm.native.plain import PlainRegisters
 
@@ -271,82 +233,38 @@ class Machine:
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
-    def snapshot(self, path: str) -> None:
+    def snapshot(self, path: str, parent: str = "", *, overlays: bool = False) -> None:
         """Write all of the machine to the file *path*; it stands only until its state is told, and the memory forked.
 
-        Any thread but the machine's own; who calls it keeps the machine from being closed meanwhile.
+        Of the memory just what is not as in the snapshot *parent*, where there is one. What is on disks that are thrown
+        away at the end is kept beside it, with *overlays* what is on overlays too. Any thread but the machine's own;
+        who calls it keeps the machine from being closed meanwhile.
 
         Raises:
-            ConfigError: a disk is one that is thrown away at the end.
+            ConfigError: *parent* cannot be.
             HostError: it cannot be written, or the guest has ended; what was at *path* is still there.
         """
-        from vmm.snapshot.file import Writing
+        from vmm.snapshot.writing import Writing
         from vmm.standstill import Standstill
 
         standstill = Standstill(self._runners, self._loop, self._transports)
-        file = Writing(path, self._config, self._memory)
+        file = Writing(path, self._config, self._memory, self._snapshot, parent)
         try:
             try:
                 standstill.begin(running=self._started)
                 if self._end is not None:
                     raise HostError("the guest has ended")
-                file.take(self._state())
+                file.take(self._parts().state(self._kvm), self._session.backends.disks, overlays=overlays)
             finally:
                 standstill.end(running=self._started)
             file.finish()
         finally:
             file.close()
 
-    def _state(self) -> State:
-        """All of the machine but its memory. It stands.
+    def _parts(self) -> Parts:
+        from vmm.parts import Parts
 
-        Raises:
-            HostError: it cannot be told, because of a disk that waits for room.
-        """
-        from vmm.kvm.state import get_clock, msr_indices, vm_state
-
-        indices = msr_indices(self._kvm)
-        return {
-            "vcpus": [runner.state(indices) for runner in self._runners],
-            "vm": vm_state(self._vm),
-            "clock_ns": get_clock(self._vm),
-            "time_ns": time.time_ns(),
-            "chips": {chip.name: chip.state() for chip in self._chips},
-        }
-
-    def _restore(self, state: State) -> None:
-        """Make everything but the memory what *state* says; `start` does the rest. The order matters.
-
-        1. The vCPUs: a local APIC must be there before the IO-APIC may have something for it.
-        2. The interrupt controllers and the timer.
-        3. The devices, which stand: a live one looks at its rings in memory, and interrupts by what is there now.
-        """
-        from vmm.kvm.state import restore_vm
-
-        for runner, vcpu in zip(self._runners, state["vcpus"], strict=True):
-            runner.restore(vcpu)
-        restore_vm(self._vm, state["vm"])
-        for transport in self._transports:
-            transport.device.stand()
-        chips = state["chips"]
-        if chips.keys() != (names := {chip.name for chip in self._chips}):
-            raise ValueError(f"has the devices {', '.join(chips)}, and this machine {', '.join(names)}")
-        for chip in self._chips:
-            chip.restore(chips[chip.name])
-
-    def _revive(self, state: State) -> None:
-        """Let the machine that *state* was restored to go on: its clock from now, and with whatever was on its way."""
-        from vmm.kvm.state import forgive_pause, set_clock
-
-        set_clock(self._vm, state["clock_ns"] + max(0, time.time_ns() - state["time_ns"]))
-        for runner in self._runners:
-            forgive_pause(runner.vcpu)
-        for transport in self._transports:
-            with transport.lock:
-                transport.core.go_on()
-        for chip in self._chips:
-            with chip.lock:
-                chip.revive()
+        return Parts(self._vm, self._runners, self._transports, self._chips)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -356,9 +274,10 @@ class Machine:
         self._io.start()
         self._undo.append(self._stop_io)
         self._started = True
-        HaltWatch(self._loop, self._runners, self._exits, self._on_halt)
+        HaltWatch(self._loop, self._runners, lambda: total_exits(self._runners, self._pio, self._mmio), self._on_halt)
         if self._snapshot is not None:
-            self._revive(self._snapshot.machine)
+            self._parts().revive(self._snapshot.machine)
+            self._generation.renew()
         self._session.enter(self)
         for runner in self._runners:
             runner.start()
@@ -387,12 +306,7 @@ class Machine:
 
     def type(self, data: bytes) -> bool:
         """Type *data* at the guest's console; False: the guest does not read now, none of it was taken. Any thread."""
-        device, lock = self._typed_at
-        with lock:
-            if device.input_stopped:
-                return False
-            device.receive(data)
-            return True
+        return self._consoles.type(data)
 
     def press_ctrl_alt_del(self) -> None:
         """Ask the guest to shut down; any thread."""
@@ -436,26 +350,7 @@ class Machine:
 
     def count_exits(self) -> dict[str, int]:
         """How often the guest came out of its processors, those of before a reboot too, by what for; any thread."""
-        counts = dict(self._session.exits)
-
-        def add(kind: str, address: int, count: int) -> None:
-            name = kind if kind == "assist" else f"{kind} {self._register_name(kind, address)}"
-            counts[name] = counts.get(name, 0) + count
-
-        for runner in self._runners:
-            for (kind, address), count in runner.exits.copy().items():
-                add(kind, address, count)
-        for kind, bus in (("plain", self._pio), ("plain mmio", self._mmio)):
-            for address, register in bus.plain_registers():
-                count = int.from_bytes(register.accesses, "little")
-                if count:
-                    add(kind, address, count)
-        return counts
-
-    def _register_name(self, kind: str, address: int) -> str:
-        bus = self._mmio if kind.startswith("mmio") else self._pio
-        found = bus.find(address)
-        return f"{found[0].name}.{found[0].register_name(found[1])}" if found else f"{address:#x} (nobody)"
+        return count_exits(self._runners, self._pio, self._mmio, self._session.exits)
 
     def _own(self, resource: _T) -> _T:
         self._undo.append(resource.close)
@@ -485,21 +380,11 @@ class Machine:
     def _on_reset(self) -> None:
         self._finish(Outcome(outcome.RESET, "the guest rebooted"))
 
-    def _exits(self) -> int:
-        """How many exits the guest has made, those that C answered included."""
-        plain = (p for bus in (self._pio, self._mmio) for _, p in bus.plain_registers())
-        answered = sum(int.from_bytes(p.accesses, "little") for p in plain)
-        return answered + sum(sum(runner.exits.values()) for runner in self._runners)
-
     def _on_halt(self) -> None:
         self._finish(Outcome(outcome.HALTED, "the guest halted all its CPUs with interrupts off"))
 
     def _on_debug_exit(self, status: int) -> None:
         self._finish(Outcome(outcome.DEBUG_EXIT, f"the guest wrote {status:#x} to the debug-exit port", status=status))
-
-    def _on_output_drained(self) -> None:
-        for device, lock in self._outputs:
-            self._loop.call_soon(device.output_drained, lock)
 
     def _on_pvpanic(self, events: int) -> None:
         if events & 1:
@@ -517,13 +402,3 @@ class Machine:
 
     def _finish_panic(self) -> None:
         self._finish(Outcome(outcome.PANIC, self._panic or ""))
-
-
-def _console_options(config: MachineConfig) -> list[str]:
-    """Where the kernel's messages go; its last console is that of user space."""
-    serial = [] if config.serial == "null" else ["console=ttyS0"]
-    if config.console == "serial":
-        return serial
-    if config.serial == "stdio":  # until hvc0 is there: ttyS0 would print all of it on the same terminal once more
-        serial = [f"earlycon=uart8250,io,{layout.PORT_COM1:#x}"]
-    return [*serial, "console=hvc0"]

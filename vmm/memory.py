@@ -29,8 +29,6 @@ class GuestMemory:
 
     def __init__(self, memory_bytes: int, fd: int = -1, offset: int = 0) -> None:
         self.memory_bytes = memory_bytes
-        #: Whether it began as a file, and not as zeroes.
-        self.begins_as_file = fd >= 0
         try:
             self._map = mmap.mmap(fd, memory_bytes, mmap.MAP_PRIVATE | _MAP_NORESERVE, offset=offset)
         except OSError as error:

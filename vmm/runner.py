@@ -233,3 +233,30 @@ def _text(value: int | bytes | str) -> str:
     if isinstance(value, bytes):
         return value.hex(" ")
     return f"{value:#x}" if isinstance(value, int) else value
+
+
+def total_exits(runners: Sequence[VcpuRunner], pio: Bus, mmio: Bus) -> int:
+    """How many exits the guest has made, those that C answered included; any thread."""
+    answered = sum(
+        int.from_bytes(plain.accesses, "little") for bus in (pio, mmio) for _, plain in bus.plain_registers()
+    )
+    return answered + sum(sum(runner.exits.values()) for runner in runners)
+
+
+def count_exits(runners: Sequence[VcpuRunner], pio: Bus, mmio: Bus, before: dict[str, int]) -> dict[str, int]:
+    """How often the guest came out of its processors, by what for, added to *before*; any thread."""
+    counts = dict(before)
+
+    def add(kind: str, address: int, count: int) -> None:
+        name = kind if kind == "assist" else f"{kind} {(mmio if 'mmio' in kind else pio).register_name(address)}"
+        counts[name] = counts.get(name, 0) + count
+
+    for runner in runners:
+        for (kind, address), count in runner.exits.copy().items():
+            add(kind, address, count)
+    for kind, bus in (("plain", pio), ("plain mmio", mmio)):
+        for address, register in bus.plain_registers():
+            count = int.from_bytes(register.accesses, "little")
+            if count:
+                add(kind, address, count)
+    return counts

@@ -43,8 +43,11 @@ if TYPE_CHECKING:
         def press_ctrl_alt_del(self) -> None:
             """Ask the guest to shut down."""
 
-        def snapshot(self, path: str) -> None:
-            """Write all of the machine to the file *path*."""
+        def snapshot(self, path: str, parent: str = "", *, overlays: bool = False) -> None:
+            """Write all of the machine to the file *path*; of its memory what is not as in the snapshot *parent*.
+
+            With *overlays* what is on these is kept too.
+            """
 
         def count_exits(self) -> dict[str, int]:
             """How often the guest came out, by what for."""

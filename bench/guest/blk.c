@@ -20,7 +20,7 @@ static struct {
 
 static void prepare(u32 type, u32 size, u32 depth, bool random)
 {
-	u64 device = virtio_find(DEVICE_BLK);
+	u64 device = virtio_find(DEVICE_BLK, 0);
 	virtio_begin(device, 1 << FEATURE_FLUSH);
 	u64 sectors = mmio_read(device + REGISTER_CONFIG) | (u64)mmio_read(device + REGISTER_CONFIG + 4) << 32;
 	virtio_queue(device, &queue, 0);

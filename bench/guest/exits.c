@@ -7,6 +7,7 @@ static const u64 BASE_X2APIC = 0xfee00d00, TO_SECOND = 1ull << 32;
 
 extern const u8 trampoline[], trampoline_end[];
 void second_main(void);
+static void (*second_work)(void);
 
 static struct {
 	u32 ticks[SAMPLES_MAX], count;
@@ -38,7 +39,7 @@ void exits_pio(void)
 
 void exits_mmio(void)
 {
-	count_exits(virtio_find(DEVICE_BLK) + REGISTER_CONFIG);
+	count_exits(virtio_find(DEVICE_BLK, 0) + REGISTER_CONFIG);
 }
 
 /* Exit until *ticks* have passed, and note how long each took. */
@@ -58,11 +59,29 @@ static void note_exits(u32 which, u64 ticks)
 
 void second_main(void)
 {
+	second_work();
+	stop();
+}
+
+void start_second(void (*function)(void))
+{
+	second_work = function;
+	for (u32 i = 0; i < (u32)(trampoline_end - trampoline); i++)
+		((volatile u8 *)TRAMPOLINE)[i] = trampoline[i];
+	/* As an x2APIC: on software KVM the memory-mapped one starts no processor. */
+	wrmsr(APIC_BASE, BASE_X2APIC);
+	wrmsr(X2APIC_ICR, TO_SECOND | INIT);
+	for (u64 until = rdtsc() + 30000000; rdtsc() < until;)
+		;
+	wrmsr(X2APIC_ICR, TO_SECOND | STARTUP | TRAMPOLINE >> 12);
+}
+
+static void second_exits(void)
+{
 	processors[1].state = READY;
 	while (!may_start)
 		;
 	note_exits(1, number("ticks", 4000000000));
-	stop();
 }
 
 /* In ring 3: put the samples in bins and find the percentile. A bin is 2^shift ticks; the last takes what is longer. */
@@ -94,14 +113,7 @@ static void report_percentiles(void)
 
 void exits_two(void)
 {
-	for (u32 i = 0; i < (u32)(trampoline_end - trampoline); i++)
-		((volatile u8 *)TRAMPOLINE)[i] = trampoline[i];
-	/* As an x2APIC: on software KVM the memory-mapped one starts no processor. */
-	wrmsr(APIC_BASE, BASE_X2APIC);
-	wrmsr(X2APIC_ICR, TO_SECOND | INIT);
-	for (u64 until = rdtsc() + 30000000; rdtsc() < until;)
-		;
-	wrmsr(X2APIC_ICR, TO_SECOND | STARTUP | TRAMPOLINE >> 12);
+	start_second(second_exits);
 	while (processors[1].state != READY)
 		;
 	outb(COM1, 'B');

@@ -28,6 +28,8 @@ void print_number(const char *name, u64 value);
 _Noreturn void stop(void);
 _Noreturn void fail(const char *why);
 _Noreturn void enter_ring3(void (*function)(void));
+/* exits.c: let the second processor do this, in ring 0; from ring 0 */
+void start_second(void (*function)(void));
 
 /* A timed section in three steps: warm up until *warm*, then start() is called once, then work until *end*. */
 struct section {
@@ -39,7 +41,7 @@ bool section_goes_on(struct section *section, u64 *counter);
 /* Stop the clock and answer. */
 void section_report(const struct section *section, const char *unit, u64 counter);
 
-/* blk.c, net.c, exits.c: what there is to do */
+/* blk.c, net.c, exits.c, beat.c, load.c: what there is to do */
 void blk_random_read(void);
 void blk_sequential_read(void);
 void blk_random_write(void);
@@ -50,6 +52,9 @@ void net_receive(void);
 void exits_pio(void);
 void exits_mmio(void);
 void exits_two(void);
+void beat(void);
+void stamp(void);
+void load_everything(void);
 
 static inline u64 rdtsc(void)
 {

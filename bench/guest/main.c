@@ -134,6 +134,9 @@ static const struct {
 	{ "exit-pio", exits_pio, true },
 	{ "exit-mmio", exits_mmio, true },
 	{ "exit-two", exits_two, true },
+	{ "beat", beat, false },
+	{ "stamp", stamp, false },
+	{ "load", load_everything, true },
 };
 
 void main(void)

@@ -18,7 +18,7 @@ static _Alignas(4096) u8 large[TSO_FRAMES][(HEADER_SIZE + TSO_FRAME_SIZE + 4095)
 
 static void prepare(u64 wanted)
 {
-	u64 device = virtio_find(DEVICE_NET);
+	u64 device = virtio_find(DEVICE_NET, 0);
 	wanted |= 1 << FEATURE_MRG_RXBUF | 1 << FEATURE_MAC;
 	if ((virtio_begin(device, wanted) & wanted) != wanted)
 		fail("the device lacks a feature");

@@ -25,10 +25,10 @@ enum { NO_INTERRUPT = 1, NO_NOTIFY = 1 };
 
 static bool event_index;
 
-u64 virtio_find(u32 device)
+u64 virtio_find(u32 device, u64 before)
 {
 	u64 base = number("mmio", 0), stride = number("stride", 0x1000);
-	for (u64 slot = base; slot < base + SLOTS * stride; slot += stride)
+	for (u64 slot = before ? before + stride : base; slot < base + SLOTS * stride; slot += stride)
 		if (mmio_read(slot + REGISTER_MAGIC) == MAGIC && mmio_read(slot + REGISTER_DEVICE_ID) == device) {
 			if (mmio_read(slot + REGISTER_VERSION) != MODERN)
 				fail("the device is a legacy one");

@@ -30,8 +30,8 @@ struct virtqueue {
 	u16 number, added, kicked, seen;
 };
 
-/* The registers of the first device of this kind; fails if there is none. */
-u64 virtio_find(u32 device);
+/* The registers of the first device of this kind, or of the next one after *before*; fails if there is none. */
+u64 virtio_find(u32 device, u64 before);
 
 /*
  * Reset the device and offer it VERSION_1, EVENT_IDX and *wanted*, as far as it has them; what was taken.

@@ -9,6 +9,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -17,10 +18,12 @@ import pytest
 
 from tests.fakes import guest
 from tests.fakes.host import PYVMM
+from vmm.api.client import Client
 
 SOFTWARE_KVM = "pyvmm: this host's KVM is software"
 #: What no run here may take; the runs themselves take a tenth of a second, or two where a guest is watched.
 LIMIT_S = 30
+UP = guest.say("up\n")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,31 @@ def pyvmm(tmp_path: os.PathLike[str], cache: str) -> Iterator[Pyvmm]:
     runner = Pyvmm(str(tmp_path), cache)
     yield runner
     assert runner.leftovers() == set()
+
+
+@contextmanager
+def running(
+    pyvmm: Pyvmm, *code: bytes, name: str = "web1", arguments: tuple[str, ...] = (), **options: Any
+) -> Iterator[Process]:
+    """A guest that has said that it is up; killed at the end if it still runs."""
+    with pyvmm.start(*pyvmm.guest(UP, *code), "--name", name, *arguments, **options) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"up\n"
+        with Client(name):  # it listens
+            pass
+        yield process
+        if process.poll() is None:
+            process.terminate()
+            process.wait(10)
+
+
+@pytest.fixture
+def no_vm_is_left(run_directory: str) -> Iterator[None]:
+    yield
+    deadline = time.monotonic() + 5
+    while left := [name for name in os.listdir(run_directory) if not name.startswith("lan")]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
 
 
 class TerminalRun:

@@ -7,46 +7,21 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 
-from tests.cli.conftest import Process, Pyvmm, TerminalRun, finish
+from tests.cli.conftest import UP, Pyvmm, TerminalRun, finish, running
 from tests.cli.test_streams import CHATTER
 from tests.fakes.guest import ECHO, HANG, RESET_BY_ACPI, inb, outb, say
 from vmm import layout
 from vmm.api.client import Client
 from vmm.errors import GuestFault, HostError
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_vm_is_left")]
 
-UP = say("up\n")
 #: Waits for a byte of the keyboard, as Ctrl-Alt-Del is one.
 WAIT_FOR_KEY = inb(layout.PORT_I8042 + 4) + b"\xa8\x01\x74\xf5"
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(run_directory: str) -> Iterator[None]:
-    yield
-    deadline = time.monotonic() + 5
-    while left := [name for name in os.listdir(run_directory) if not name.startswith("lan")]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.02)
-
-
-@contextmanager
-def running(pyvmm: Pyvmm, *code: bytes, name: str = "web1") -> Iterator[Process]:
-    """A guest that has said that it is up; killed at the end if it still runs."""
-    with pyvmm.start(*pyvmm.guest(UP, *code), "--name", name) as process:
-        assert process.stdout
-        assert process.stdout.readline() == b"up\n"
-        with Client(name):  # it listens
-            pass
-        yield process
-        if process.poll() is None:
-            process.terminate()
-            process.wait(10)
 
 
 def test_in_the_background(pyvmm: Pyvmm) -> None:

@@ -105,6 +105,7 @@ def fake_kvm(script: list[tuple[int, int]] | None = None) -> Iterator[FakeKvm]:
 
     with (
         patch.object(system.Kvm, "__init__", open_fake),
+        patch.object(system, "_supported", []),
         patch.object(gate, "raw_ioctl", fake.ioctl),
         patch.object(vcpu_module, "run_ioctl", fake.ioctl),
     ):

@@ -13,7 +13,7 @@ class FakeMachine:
         self.reads = True
         self.typed = b""
         self.ctrl_alt_del = 0
-        self.snapshots: list[str] = []
+        self.snapshots: list[tuple[str, str, bool]] = []
         self.stopped: list[str] = []
         self.may_pause = threading.Event()
         self.may_pause.set()
@@ -37,8 +37,8 @@ class FakeMachine:
     def press_ctrl_alt_del(self) -> None:
         self.ctrl_alt_del += 1
 
-    def snapshot(self, path: str) -> None:
-        self.snapshots.append(path)
+    def snapshot(self, path: str, parent: str = "", *, overlays: bool = False) -> None:
+        self.snapshots.append((path, parent, overlays))
 
     def count_exits(self) -> dict[str, int]:
         return {"out com1.DATA": 3}

@@ -25,6 +25,7 @@ class Packet:
     target: int
     host_port: int
     guest_port: int
+    kind: int
     op: int
     flags: int
     buf_alloc: int
@@ -166,6 +167,5 @@ class Guest:
 
 def _packet(raw: bytes) -> Packet:
     source, target, host_port, guest_port, size, kind, op, flags, buf_alloc, fwd_cnt = HEADER.unpack_from(raw)
-    assert kind == STREAM
     assert len(raw) == HEADER.size + size
-    return Packet(source, target, host_port, guest_port, op, flags, buf_alloc, fwd_cnt, raw[HEADER.size :])
+    return Packet(source, target, host_port, guest_port, kind, op, flags, buf_alloc, fwd_cnt, raw[HEADER.size :])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,77 +13,16 @@ import pytest
 
 from tests.fakes import guest
 from tests.fakes.native import both_engines
-from vmm.config import DiskConfig, MachineConfig
+from tests.kvm.machines import ECHO, PATIENCE_S, Machines
+from vmm.config import DiskConfig
 from vmm.errors import ConfigError, HostError
 from vmm.kvm.assist.probe import host_kind
 from vmm.machine import Machine
 from vmm.session import Session
-from vmm.snapshot.file import Snapshot, Writing
+from vmm.snapshot.writing import Writing
 
 #: What differs between two looks at a machine that stands: time stamps, and what counts from the host's clock.
 CLOCKS = {"MSRS", "PIT2", "clock_ns", "time_ns", "now_ns"}
-PATIENCE_S = 10.0
-#: Prints, then gives back whatever is typed.
-ECHO = guest.kernel(guest.say("ready\n"), guest.ECHO)
-
-
-class Machines:
-    """Makes machines in *directory*."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._closing: list[Callable[[], None]] = []
-
-    def config(self, kernel: bytes, **options: Any) -> MachineConfig:
-        path = self.directory / "kernel"
-        path.write_bytes(kernel)
-        serial = f"file:{self.directory / 'out'}"
-        defaults: dict[str, Any] = {"memory_bytes": 16 << 20, "serial": serial}
-        return MachineConfig(kernel=str(path), **(defaults | options))
-
-    def make(self, config: MachineConfig, snapshot: Snapshot | None = None) -> Machine:
-        session = Session(
-            config, host_kind(None), say=lambda _: None, trace=lambda _: None, cache_dir=None, snapshot=snapshot
-        )
-        self._closing.append(session.close)
-        machine = Machine.build(session)
-        self._closing.append(machine.close)
-        return machine
-
-    def opened(self, path: str) -> Snapshot:
-        snapshot = Snapshot(path)
-        self._closing.append(snapshot.close)
-        return snapshot
-
-    def close(self) -> None:
-        while self._closing:
-            self._closing.pop()()
-
-    def printed(self, text: str) -> None:
-        """Wait until all that was printed is *text*."""
-        deadline = time.monotonic() + PATIENCE_S
-        while (self.directory / "out").read_text() != text:
-            assert time.monotonic() < deadline, (self.directory / "out").read_text()
-            time.sleep(0.01)
-
-
-@pytest.fixture
-def machines(tmp_path: Path) -> Iterator[Machines]:
-    made = Machines(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def taken(machines: Machines) -> str:
-    """A snapshot of a machine that has printed `ready`."""
-    machine = machines.make(machines.config(ECHO))
-    machine.start()
-    machines.printed("ready\n")
-    path = str(machines.directory / "snap")
-    machine.snapshot(path)
-    machine.close()
-    return path
 
 
 def without_clocks(state: Any) -> Any:
@@ -256,14 +194,6 @@ def test_a_changed_disk_is_refused(machines: Machines) -> None:
     disk.write_bytes(b"x" + bytes((1 << 20) - 1))
     with pytest.raises(ConfigError, match="has changed since the snapshot"):
         snapshot.check_disks(config)
-
-
-def test_a_disk_that_is_thrown_away_is_refused(machines: Machines) -> None:
-    disk = machines.directory / "disk"
-    disk.write_bytes(bytes(1 << 20))
-    machine = machines.make(machines.config(ECHO, disks=(DiskConfig(path=str(disk), snapshot=True),)))
-    with pytest.raises(ConfigError, match="is thrown away at the end"):
-        machine.snapshot(str(machines.directory / "snap"))
 
 
 # What goes wrong while it is written.

@@ -21,7 +21,10 @@ MECHANISMS = {"bus", "eventloop", "host", "memory"}
 ROOMS = {"boot", "devices", "kvm", "virtio"}
 
 #: Of the machine's composition.
-PARTS = {"halt", "native", "pci", "processors", "runner", "session", "virtio_devices"}
+PARTS = {
+    *("consoles", "halt", "native", "parts", "pci", "processors", "runner", "session", "snapshot", "standstill"),
+    "virtio_devices",
+}
 
 #: What each room may import besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -37,18 +40,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": VALUES | {"host"},
     "session": VALUES | {"backends", "kvm", "native", "snapshot"},
     "snapshot": VALUES | {"memory", "native"},
+    "parts": VALUES | {"kvm", "runner", "virtio"},
+    "consoles": VALUES | {"devices", "eventloop", "host", "session", "virtio"},
     "standstill": VALUES | {"eventloop", "runner", "virtio"},
     "virtio_devices": VALUES | MECHANISMS | {"session", "virtio"},
     "halt": {"eventloop", "kvm", "runner"},
     "processors": VALUES | {"boot", "kvm", "memory", "session"},
     "pci": VALUES | MECHANISMS | ROOMS,
-    "machine": VALUES
-    | MECHANISMS
-    | ROOMS
-    | {"halt", "native", "pci", "processors", "runner", "session", "snapshot", "standstill", "virtio_devices"},
-    "api": VALUES | {"eventloop", "session"},
+    "machine": VALUES | MECHANISMS | ROOMS | PARTS,
+    "api": VALUES | {"agent", "eventloop", "session"},
     "agent": {"errors"},
     "cli": VALUES | {"agent", "api", "machine", "session", "snapshot"},
+    "testing": VALUES | {"agent", "api"},
     "__main__": {"cli"},
 }
 
@@ -58,6 +61,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("vmm.cli.disk", "vmm.host.disk.overlay_file"): "the same",
     ("vmm.api.output", "vmm.host.console"): "the log is what the console's tail is fed",
     ("vmm.cli.exec", "vmm.host.vsock"): "what the socket to the agent is called",
+    ("vmm.testing.vm", "vmm.host.vsock"): "the same",
+    ("vmm.testing.testinfra", "vmm.host.vsock"): "the same",
     ("vmm.cli.console", "vmm.host.terminal"): "a terminal joined with another process's machine",
     ("vmm.cli.doctor", "vmm.host.doctor"): "the doctor looks at the host where no machine can be built",
     ("vmm.cli.doctor", "vmm.kvm.doctor"): "the same",
@@ -69,6 +74,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         )
     },
     ("vmm.cli.main", "vmm.kvm.assist.probe"): "which kind of host this is, is told without a machine",
+    ("vmm.cli.snapshot", "vmm.kvm.assist.probe"): "the same",
+    ("vmm.cli.warm", "vmm.kvm.assist.probe"): "the same",
     ("vmm.host.lan.switch", "vmm.native._engine"): "the switch is a program of its own; frames are moved in C",
     ("vmm.native.plain", "vmm.bus"): "it follows what is on the buses; machine puts it between them and the vCPUs",
     ("vmm.native.plain", "vmm.regs"): "the same",

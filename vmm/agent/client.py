@@ -5,14 +5,25 @@ from __future__ import annotations
 import os
 import time
 
-from vmm.agent.wire import FRAME_MAX, PORT, VERSION, AgentError, AgentRefused, AgentTimeout, Frame, Wire, frame
+from vmm.agent.wire import (
+    FRAME_MAX,
+    PORT,
+    VERSION,
+    AgentError,
+    AgentLost,
+    AgentRefused,
+    AgentTimeout,
+    Frame,
+    Wire,
+    frame,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import BinaryIO
 
-__all__ = ["DISCARD", "ENVIRONMENT", "Agent", "AgentError", "AgentRefused", "AgentTimeout", "Completed"]
+__all__ = ["DISCARD", "ENVIRONMENT", "Agent", "AgentError", "AgentLost", "AgentRefused", "AgentTimeout", "Completed"]
 
 #: What a command gets unless it is given something else.
 ENVIRONMENT = {
@@ -51,8 +62,8 @@ class Agent:
     Each operation is a connection of its own, and several threads may be at it at once. All of them wait up to
     *patience_s* for an agent that is not there yet, and for no longer than their own `timeout_s` (None: for ever).
 
-    All raise `AgentTimeout`; `AgentError` if there is no agent, or it goes away, which ends what it was doing;
-    `AgentRefused` if the guest cannot do it.
+    All raise `AgentTimeout`; `AgentError` if there is no agent; `AgentLost` if it goes away, which ends what it was
+    doing; `AgentRefused` if the guest cannot do it.
     """
 
     def __init__(self, path: str, port: int = PORT, *, patience_s: float = PATIENCE_S) -> None:
@@ -162,6 +173,18 @@ class Agent:
     def sync(self, timeout_s: float | None = 60.0) -> None:
         """Have the guest write to its disks what it has not yet."""
         self._ask("sync", Frame.SYNC, b"", timeout_s)
+
+    def power_off(self, timeout_s: float | None = 10.0) -> bool:
+        """Ask the guest to power off, by its command of that name; whether it is about to.
+
+        It may still take its time, or fail.
+        """
+        try:
+            return not self.run(["poweroff"], stdout=DISCARD, stderr=DISCARD, timeout_s=timeout_s).returncode
+        except AgentLost:  # among the first to be ended
+            return True
+        except AgentError:
+            return False
 
 
 def _converse(

@@ -36,6 +36,10 @@ class AgentError(BackendError):
     """The agent is not there, has gone away, or does not keep to the protocol."""
 
 
+class AgentLost(AgentError):
+    """It went away in mid-request: the guest has ended, or was restored."""
+
+
 class AgentTimeout(AgentError, TimeoutError):
     """It did not answer in time."""
 
@@ -171,7 +175,7 @@ class Wire:
         """Take what has come, without waiting; `received` gives the frames.
 
         Raises:
-            AgentError: the agent has gone away.
+            AgentLost: the agent has gone away.
         """
         try:
             data = self._socket.recv(FRAME_MAX)
@@ -180,7 +184,7 @@ class Wire:
         except OSError:
             data = b""
         if not data:
-            raise AgentError("the agent has gone away", where=self._path, fix="the guest has ended or was restored")
+            raise AgentLost("the agent has gone away", where=self._path, fix="the guest has ended or was restored")
         self._received += data
 
     def received(self) -> tuple[int, bytes] | None:

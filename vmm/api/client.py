@@ -83,7 +83,7 @@ class Client:
             elif message.get("id") in (self._number, None):
                 break
         if "error" in message:
-            raise _error(message["error"], f"VM {self.name}")
+            raise error_of(message["error"], f"VM {self.name}")
         answer: dict[str, Any] = message["ok"]
         return answer
 
@@ -159,7 +159,8 @@ def _connect(path: str, name: str, deadline: float) -> socket.socket:
             time.sleep(_AGAIN_S)  # it is about to, or just ending
 
 
-def _error(error: dict[str, Any], where: str) -> VmmError:
+def error_of(error: dict[str, Any], where: str = "") -> VmmError:
+    """What the other side has described as *error*."""
     what, fix = str(error.get("message")), str(error.get("fix", ""))
     if error.get("kind") == "guest":
         return GuestFault(what)

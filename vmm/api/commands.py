@@ -32,6 +32,8 @@ _PIECE = 1024
 #: What no reboot takes.
 _REBOOT_S = 10.0
 _TYPE_TIMEOUT_S = 10.0
+#: A guest whose agent does not answer for so long, and it started with the guest, has none.
+AGENT_PATIENCE_S = 2.0
 _AGAIN_S = 0.02
 
 
@@ -95,6 +97,7 @@ def status(server: Server, _: Arguments) -> dict[str, Any]:
         "disks": [os.path.abspath(disk.path) for disk in config.disks],
         "nets": [uplink.name for uplink, _ in session.backends.nets],
         "macs": [mac.hex(":") for _, mac in session.backends.nets],
+        "vsock": session.backends.vsock.path if session.backends.vsock else "",
         "transport": config.transport,
         "engine": "native" if session.native else "python",
         "console": server.place.file(CONSOLE),
@@ -137,18 +140,32 @@ def resume(server: Server, _: Arguments) -> dict[str, Any]:
 
 
 def stop(server: Server, arguments: Arguments) -> dict[str, Any]:
-    """Press Ctrl-Alt-Del in the guest, and end the VM when it resets or powers off, or after *timeout_s*."""
-    timeout_s = seconds(arguments, "timeout_s", STOP_TIMEOUT_S)
+    """Ask the guest to shut down, and end the VM when it powers off or resets, or after *timeout_s*.
+
+    It is asked by its agent, or by Ctrl-Alt-Del where none answers.
+    """
+    deadline = time.monotonic() + seconds(arguments, "timeout_s", STOP_TIMEOUT_S)
     with present(server) as machine:
         server.session.shut_down_by = "by pyvmm stop"
         if machine.paused:
             machine.resume()
-        machine.press_ctrl_alt_del()
-    orderly = server.ended.wait(timeout_s)
+    if not _agent_powers_off(server, deadline) and not server.ended.is_set():
+        ctrl_alt_del(server, {})
+    orderly = server.ended.wait(max(0.0, deadline - time.monotonic()))
     if not orderly:
         server.session.stop("by pyvmm stop")
         server.ended.wait()
     return {"orderly": orderly}
+
+
+def _agent_powers_off(server: Server, deadline: float) -> bool:
+    gate = server.session.backends.vsock
+    if gate is None:
+        return False
+    from vmm.agent.client import Agent
+
+    left_s = max(0.0, deadline - time.monotonic())
+    return Agent(gate.path, patience_s=AGENT_PATIENCE_S).power_off(left_s)
 
 
 def ctrl_alt_del(server: Server, _: Arguments) -> dict[str, Any]:
@@ -177,13 +194,22 @@ def _typed(server: Server, piece: bytes) -> bool:
 
 
 def snapshot(server: Server, arguments: Arguments) -> dict[str, Any]:
-    """Write all of the machine to the file *path*; answered when it is there."""
-    path = text(arguments, "path")
-    if not os.path.isabs(path):
-        raise ConfigError("must be an absolute path", where="path")
+    """Write all of the machine to the file *path*, building on the snapshot *parent*; answered when it is there.
+
+    With *overlays* what is on these is kept too.
+    """
+    path = _path(arguments, "path")
+    parent = _path(arguments, "parent") if "parent" in arguments else ""
     with present(server) as machine:
-        machine.snapshot(path)
+        machine.snapshot(path, parent, overlays=arguments.get("overlays") is True)
     return {}
+
+
+def _path(arguments: Arguments, name: str) -> str:
+    path = text(arguments, name)
+    if not os.path.isabs(path):
+        raise ConfigError("must be an absolute path", where=name)
+    return path
 
 
 AT_ONCE: dict[str, Command] = {"status": status, "stats": stats, "kill": kill}

@@ -138,7 +138,7 @@ def _result(server: Server, command: Command, arguments: Arguments) -> dict[str,
     try:
         return {"ok": command(server, arguments)}
     except VmmError as error:
-        return {"error": _described(error)}
+        return {"error": described(error)}
     except Exception as error:  # noqa: BLE001 - our bug: it costs the request, which tells it, and not the VM
         import traceback
 
@@ -146,7 +146,8 @@ def _result(server: Server, command: Command, arguments: Arguments) -> dict[str,
         return {"error": {"kind": "bug", "message": repr(error), "fix": "the VM's own messages have the traceback"}}
 
 
-def _described(error: VmmError) -> dict[str, str]:
+def described(error: VmmError) -> dict[str, str]:
+    """*error* for the other side."""
     if isinstance(error, ConfigError | HostError):
         kind = "config" if isinstance(error, ConfigError) else "host"
         return {"kind": kind, "message": str(error).split("\n", 1)[0], "fix": getattr(error, "fix", "")}

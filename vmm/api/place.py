@@ -168,9 +168,9 @@ def _take(name: str) -> Place | None:
         raise ConfigError(f"{path} is too long for sockets in it", where="--name", fix="set PYVMM_RUN to a shorter one")
     try:
         while True:
-            _make_directory(os.path.dirname(path))
-            _make_directory(path)
             try:
+                _make_directory(os.path.dirname(path))
+                _make_directory(path)
                 lock = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:  # released since
                 continue
@@ -186,8 +186,9 @@ def _take(name: str) -> Place | None:
         raise BackendError(f"cannot make: {error.strerror}", where=path, fix="set PYVMM_RUN") from error
     _empty(path)
     place = Place(name, path, lock)
-    with open(place.file(INFO), "w", encoding="ascii") as file:
-        file.write(f'{{"name": "{name}", "pid": {os.getpid()}, "version": "{__version__}"}}\n')
+    info = os.open(place.file(INFO), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    os.write(info, f'{{"name": "{name}", "pid": {os.getpid()}, "version": "{__version__}"}}\n'.encode())
+    os.close(info)
     return place
 
 

@@ -38,6 +38,7 @@ _LEGACY_DEVICES, _HAS_8042, _NO_VGA, _NO_ASPM = 1 << 0, 1 << 1, 1 << 2, 1 << 4
 _WBINVD, _PROC_C1, _TIMER_32_BITS, _RESET_REG = 1 << 0, 1 << 2, 1 << 8, 1 << 10
 _NO_POWER_BUTTON, _NO_SLEEP_BUTTON, _NO_FIXED_RTC = 1 << 4, 1 << 5, 1 << 6
 
+_GENERATION_CHANGED = 0x80
 _PCAT_COMPAT = 1 << 0  # MADT flags: there are 8259s too
 _EDGE_ACTIVE_HIGH = 0b0101  # MPS INTI flags
 
@@ -139,6 +140,7 @@ def _dsdt(virtio: Sequence[tuple[int, int, int]], pci: Pci | None) -> bytes:
                 aml.irq(layout.IRQ_KEYBOARD)),
         _device("RTC_", aml.eisa_id("PNP0B00"), aml.io(layout.PORT_CMOS, 2), aml.irq(layout.IRQ_RTC)),
         _device("PEVT", aml.string("QEMU0001"), aml.io(layout.PORT_PVPANIC, 1)),
+        *_generation(),
     ]  # fmt: skip
     for index, (gpa, size, gsi) in enumerate(virtio):
         hardware_id = aml.string("LNRO0005")
@@ -146,6 +148,27 @@ def _dsdt(virtio: Sequence[tuple[int, int, int]], pci: Pci | None) -> bytes:
     if pci is not None:
         devices += _pci(*pci)
     return s5 + aml.scope("_SB_", *devices)
+
+
+def _generation() -> list[bytes]:
+    """Where the generation id is (Microsoft, "Virtual Machine Generation ID"), and who tells of a new one (§5.6.9)."""
+    where, counter = aml.integer(layout.GENERATION_ID), aml.string("VM_Gen_Counter")
+    return [
+        aml.device(
+            "VGEN",
+            aml.name("_HID", aml.string("PYVM0001")),
+            aml.name("_CID", counter),
+            aml.name("_DDN", counter),
+            aml.name("ADDR", aml.package(where, aml.integer(0))),
+        ),
+        aml.device(
+            "GED_",
+            aml.name("_HID", aml.string("ACPI0013")),
+            aml.name("_UID", aml.integer(0)),
+            aml.name("_CRS", aml.resources(aml.interrupt(layout.IRQ_GENERATION))),
+            aml.method("_EVT", 1, aml.notify("VGEN", _GENERATION_CHANGED)),
+        ),
+    ]
 
 
 def _pci(windows: Sequence[tuple[int, int]], lines: Sequence[tuple[int, int]]) -> list[bytes]:

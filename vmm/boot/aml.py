@@ -57,6 +57,16 @@ def device(segment: str, *terms: bytes) -> bytes:
     return _EXT + b"\x82" + _with_length(_segment(segment) + b"".join(terms))
 
 
+def method(segment: str, arguments: int, *terms: bytes) -> bytes:
+    """`Method (segment, arguments) { terms }`."""
+    return b"\x14" + _with_length(_segment(segment) + bytes((arguments,)) + b"".join(terms))
+
+
+def notify(segment: str, value: int) -> bytes:
+    """`Notify (segment, value)`: of a device in this scope, or in one around it."""
+    return b"\x86" + _segment(segment) + integer(value)
+
+
 def resources(*descriptors: bytes) -> bytes:
     """`ResourceTemplate () { descriptors }`: a buffer that ends with the end tag."""
     content = b"".join(descriptors) + _END_TAG

@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vmm.config import MachineConfig
+
 #: What a Linux on x86 takes, without the final NUL (`COMMAND_LINE_SIZE - 1`).
 LINUX_MAX = 2047
 #: What the layout has room for, without the final NUL.
@@ -20,6 +22,26 @@ ROOM = layout.COMMAND_LINE_MAX - 1
 def join(added: Iterable[str], user: str) -> str:
     """*user*'s command line after what pyvmm *added*: the kernel lets the later option win, and `--` stays last."""
     return " ".join(part for part in (*added, user.strip()) if part)
+
+
+def complete(config: MachineConfig, added: Iterable[str]) -> str:
+    """The command line of *config*: what pyvmm *added*, where the console and the root disk are, then the user's."""
+    options, user = list(added), f" {config.append} "
+    if " console=" not in user:
+        options += _consoles(config)
+    if config.disks and " root=" not in user:
+        options.append(f"root=/dev/vda {'ro' if config.disks[0].readonly else 'rw'}")
+    return join(options, config.append)
+
+
+def _consoles(config: MachineConfig) -> list[str]:
+    """Where the kernel's messages go; its last console is that of user space."""
+    serial = [] if config.serial == "null" else ["console=ttyS0"]
+    if config.console == "serial":
+        return serial
+    if config.serial == "stdio":  # until hvc0 is there: ttyS0 would print all of it on the same terminal once more
+        serial = [f"earlycon=uart8250,io,{layout.PORT_COM1:#x}"]
+    return [*serial, "console=hvc0"]
 
 
 def encode(text: str, limit: int) -> bytes:

@@ -98,6 +98,7 @@ VERBS = {
     "exec": ("vmm.cli.exec", "main", "run a command in a guest that has pyvmm's agent"),
     "snapshot": ("vmm.cli.snapshot", "snapshot", "write all of a running VM to a file"),
     "restore": ("vmm.cli.snapshot", "restore", "let a VM go on from such a file"),
+    "clone": ("vmm.cli.clone", "clone", "make VMs that go on from where another one is, or from such a file"),
     "doctor": ("vmm.cli.doctor", "main", "what of this host pyvmm needs or can use, and how to mend what is missing"),
     "disk": ("vmm.cli.disk", "disk", "overlays over images: made, shown and written back"),
     "net": ("vmm.cli.net", "net", "networks for guests: made, shown, mended and deleted"),
@@ -130,8 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return _run(options)
     except VmmError as error:
-        say(str(error))
-        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_HOST
+        return failed(error)
     except BrokenPipeError:
         return EXIT_HOST
 
@@ -151,6 +151,12 @@ def say(text: str) -> None:
     """Print *text* to the user, beside the guest's output."""
     sys.stderr.write(f"pyvmm: {text}\n")
     sys.stderr.flush()
+
+
+def failed(error: VmmError) -> int:
+    """Tell the user of *error*; the exit code that means it."""
+    say(str(error))
+    return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_HOST
 
 
 def _do(verb: str, arguments: list[str]) -> int:
@@ -203,23 +209,36 @@ def cache_directory() -> str:
 
 
 def _run(options: Options) -> int:
-    config = _config(options)
     if not options.has("detach"):
-        return run_here(config, options, lambda _place: None)
+        return booted(options, lambda _place: None)
     from vmm.cli.detach import detached
 
-    return detached(lambda started: run_here(config, options, started))
+    return detached(lambda started: booted(options, started))
 
 
-def run_here(config: MachineConfig, options: Options, started: Started, snapshot: Snapshot | None = None) -> int:
-    """Run *config* to its end, from *snapshot* or from the start; *started* is called as soon as its guest runs."""
+def booted(options: Options, started: Started, host: HostKind | None = None) -> int:
+    """Boot what *options* say, to its end; as `run_here`."""
+    return run_here(_config(options), options, started, None, host)
+
+
+def run_here(
+    config: MachineConfig,
+    options: Options,
+    started: Started,
+    snapshot: Snapshot | None = None,
+    host: HostKind | None = None,
+) -> int:
+    """Run *config* to its end, from *snapshot* or from the start; *started* is called as soon as its guest runs.
+
+    *host* is this one's kind, where that is known already.
+    """
     from vmm.api.place import claim
     from vmm.kvm.assist.probe import host_kind
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     place = claim(options.one("name"))
     try:
-        return _run_at(place, config, options, host_kind(cache_directory()), started, snapshot)
+        return _run_at(place, config, options, host or host_kind(cache_directory()), started, snapshot)
     finally:
         place.release()
 

@@ -13,13 +13,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmm.api.place import Place
     from vmm.cli.options import Options
+    from vmm.kvm.assist.probe import HostKind
 
     Say = Callable[[str], None]
 
 #: How long a snapshot may take to be written.
-_WRITING_S = 600.0
+WRITING_S = 600.0
 
+_SNAPSHOT = (
+    Option("parent", "write just what differs from this snapshot, which is needed from then on", metavar="FILE"),
+    Option("overlays", "keep what is on overlays too, beside FILE, as for disks with snapshot=on"),
+)
 _RESTORE = (
     Option("name", "what the VM is called among those that run (vm-1, vm-2, …)", metavar="NAME"),
     Option("disk", "instead of the disks that it had, in their order", metavar="IMAGE[,…]", short="d", repeatable=True),
@@ -28,6 +34,7 @@ _RESTORE = (
     Option("vsock", "where the host reaches sockets of the guest", metavar="PATH[,cid=N]"),
     Option("serial", "where the serial console is", metavar="stdio|file:PATH|null"),
     Option("detach", "run in the background: print the name once the guest runs"),
+    Option("prefault", "read all memory at the start, instead of when the guest looks at it"),
     Option("timeout", "end with exit code 124 after this long", metavar="SECONDS"),
     Option("stats", "at the end, print exits, requests and assists"),
     Option("verbose", "say what it goes on from", short="v"),
@@ -36,14 +43,20 @@ _RESTORE = (
 
 def snapshot(arguments: Sequence[str], say: Say) -> int:  # noqa: ARG001
     """Run `pyvmm snapshot` with *arguments*; the exit code."""
-    parsed = parse_verb("snapshot", "NAME FILE", arguments, ())
+    parsed = parse_verb("snapshot", "NAME FILE", arguments, _SNAPSHOT)
     if parsed is None:
         return 0
     from vmm.api.client import Client
 
-    (name, path), _ = parsed
+    (name, path), options = parsed
+    paths = {"path": path} | ({"parent": options.one("parent")} if options.has("parent") else {})
     with Client(name) as client:
-        client.request("snapshot", wait_s=_WRITING_S, path=os.path.abspath(path))
+        client.request(
+            "snapshot",
+            wait_s=WRITING_S,
+            overlays=options.has("overlays"),
+            **{what: os.path.abspath(path) for what, path in paths.items()},
+        )
     return 0
 
 
@@ -52,19 +65,24 @@ def restore(arguments: Sequence[str], say: Say) -> int:  # noqa: ARG001
     parsed = parse_verb("restore", "FILE", arguments, _RESTORE)
     if parsed is None:
         return 0
+    (path,), options = parsed
+    if not options.has("detach"):
+        return restored(path, options, lambda _place: None)
+    from vmm.cli.detach import detached
+
+    return detached(lambda started: restored(path, options, started))
+
+
+def restored(path: str, options: Options, started: Callable[[Place], None], host: HostKind | None = None) -> int:
+    """Let the VM in the file *path* go on, to its end; as `run_here`."""
     from vmm.cli.main import run_here
     from vmm.snapshot.file import Snapshot
 
-    (path,), options = parsed
-    kept = Snapshot(path)
+    kept = Snapshot(path, prefault=options.has("prefault"))
     try:
         config = _replaced(kept.config, options)
         kept.check_disks(config)
-        if not options.has("detach"):
-            return run_here(config, options, lambda _place: None, kept)
-        from vmm.cli.detach import detached
-
-        return detached(lambda started: run_here(config, options, started, kept))
+        return run_here(config, options, started, kept, host)
     finally:
         kept.close()
 
@@ -86,4 +104,8 @@ def _replaced(config: MachineConfig, options: Options) -> MachineConfig:
         changes["vsock"] = parse_vsock(options.one("vsock"))
     if options.has("serial"):
         changes["serial"] = options.one("serial")
+    if options.has("clone"):
+        from vmm.cli.clone import cloned
+
+        config = cloned(config, options)
     return MachineConfig(**(vars(config) | changes))

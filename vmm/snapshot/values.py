@@ -6,7 +6,6 @@ import os
 
 from vmm import config as configuration
 from vmm.config import MachineConfig, Value
-from vmm.errors import BackendError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,10 +55,7 @@ def disk_identity(path: str) -> list[int]:
     """Size and time of change of the image *path*: what tells that it was written to.
 
     Raises:
-        BackendError: it is not there.
+        OSError: it is not there.
     """
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise BackendError(f"cannot be looked at: {error.strerror}", where=path) from error
+    found = os.stat(path)
     return [found.st_size, found.st_mtime_ns]

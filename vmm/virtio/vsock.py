@@ -16,7 +16,6 @@ import os
 import select
 import struct
 from collections import deque
-from itertools import cycle
 
 from vmm.host.vsock import read_port
 from vmm.virtio import chain
@@ -39,8 +38,10 @@ RX, TX, EVENT = 0, 1, 2
 QUEUE_SIZES = (32, 32, 1)
 STREAMS_MAX = 128
 RESETS_MAX = 64
-#: Ports of the host's side of connections that the host makes: out of the way of those that programs listen at.
+#: Ports of the host's side of connections that the host makes: from here on, out of the way of those that programs
+#: listen at.
 _FIRST_HOST_PORT = 1 << 30
+_HOST_PORTS = 0xFFFF_FFFF - _FIRST_HOST_PORT  # the last one means "any"
 _TRANSPORT_RESET = struct.pack("<I", 0)
 _ONCE = select.EPOLLONESHOT
 
@@ -71,8 +72,9 @@ class VsockDevice(VirtioDevice):
         self._streams: dict[tuple[int, int], Stream] = {}  # by the host's and the guest's port
         self._by_fd: dict[int, Stream] = {}  # those, and the ones whose last bytes the host has yet to take
         self._ready: dict[Stream, None] = {}  # may have a packet for the guest; in turn
-        self._resets: deque[tuple[int, int]] = deque()
-        self._ports = cycle(range(_FIRST_HOST_PORT, 1 << 32))
+        self._resets: deque[bytes] = deque()  # packets
+        # Not from the first on: a guest that was restored may still hold sockets that were connected to those.
+        self._next_port = int.from_bytes(os.urandom(4), "little") % _HOST_PORTS
         self._tx_stalled = False
         # After a restore: the event is to be sent; it is sent, and the driver has not given its buffer back yet.
         self._event_owed = self._event_unread = False
@@ -167,7 +169,10 @@ class VsockDevice(VirtioDevice):
             return 0
         key = (host_port, guest_port)
         stream = self._streams.get(key)
-        if target != HOST_CID or kind != STREAM or size > packet.readable_bytes - HEADER.size:
+        if target != HOST_CID or kind != STREAM:
+            if op != Op.RST:
+                self._resets.append(reset_packet(self._cid, *key, host_cid=target, kind=kind))
+        elif size > packet.readable_bytes - HEADER.size:
             self._refuse(key, op)
         elif op == Op.REQUEST:
             self._connect(key, buf_alloc, fwd_cnt)
@@ -232,7 +237,7 @@ class VsockDevice(VirtioDevice):
             else:
                 self._forget(stream)
         if op != Op.RST:
-            self._resets.append(key)
+            self._resets.append(reset_packet(self._cid, *key))
 
     # From the host.
 
@@ -272,7 +277,8 @@ class VsockDevice(VirtioDevice):
             client.close()
             self._heed_gate()
             return
-        stream = self._add(Stream(client, next(self._ports), guest_port))
+        stream = self._add(Stream(client, _FIRST_HOST_PORT + self._next_port, guest_port))
+        self._next_port = (self._next_port + 1) % _HOST_PORTS
         stream.owed.add(Op.REQUEST)
         self._ready[stream] = None
 
@@ -312,7 +318,7 @@ class VsockDevice(VirtioDevice):
             active.tally.count(f"{self.name}.malformed")
             return 0
         if self._resets:
-            return chain.scatter(buffer.writable, reset_packet(self._cid, *self._resets.popleft()))
+            return chain.scatter(buffer.writable, self._resets.popleft())
         room = chain.split(buffer.writable, HEADER.size)[1]
         while self._ready:
             stream = next(iter(self._ready))

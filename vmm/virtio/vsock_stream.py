@@ -172,6 +172,6 @@ class Stream:
 _IOV_MAX = 1024
 
 
-def reset_packet(cid: int, host_port: int, guest_port: int) -> bytes:
-    """The header that ends, or refuses, a connection."""
-    return HEADER.pack(HOST_CID, cid, host_port, guest_port, 0, STREAM, Op.RST, 0, 0, 0)
+def reset_packet(cid: int, host_port: int, guest_port: int, *, host_cid: int = HOST_CID, kind: int = STREAM) -> bytes:
+    """The header that ends, or refuses, a connection of the guest *cid*."""
+    return HEADER.pack(host_cid, cid, host_port, guest_port, 0, kind, Op.RST, 0, 0, 0)

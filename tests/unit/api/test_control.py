@@ -17,6 +17,7 @@ from tests.unit.api.conftest import Vm
 from vmm import __version__
 from vmm.api import commands, control, server
 from vmm.errors import ConfigError, HostError
+from vmm.host.vsock import VsockGate
 
 PATIENCE_S = 10.0
 
@@ -113,6 +114,34 @@ def test_stop_asks_the_guest_first(vm: Vm, wire: Wire) -> None:
     assert vm.session.shut_down_by == "by pyvmm stop"
 
 
+def test_stop_asks_the_guest_s_agent_rather_than_its_keyboard(vm: Vm, wire: Wire) -> None:
+    vm.session.backends.vsock = gate = VsockGate(vm.path("vsock.sock"))
+    asked: list[bytes] = []
+
+    def power_off() -> None:
+        with socket.socket(fileno=os.dup(gate.fileno())) as listener:
+            listener.settimeout(PATIENCE_S)
+            with listener.accept()[0] as client:
+                asked.append(client.recv(1000))
+                client.sendall(b"OK 1\n")  # and is gone, as an agent is that its init ends
+        vm.server.ended.set()
+
+    agent = threading.Thread(target=power_off)
+    agent.start()
+    assert wire.ask("stop") == {"id": "x", "ok": {"orderly": True}}
+    agent.join()
+    assert b"\0poweroff\0" in asked[0]
+    assert (vm.machine.ctrl_alt_del, vm.machine.stopped) == (0, [])
+
+
+def test_stop_presses_the_keys_where_no_agent_answers(vm: Vm, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "AGENT_PATIENCE_S", 0.05)
+    vm.session.backends.vsock = VsockGate(vm.path("vsock.sock"))
+    threading.Timer(0.3, vm.server.ended.set).start()
+    assert wire.ask("stop") == {"id": "x", "ok": {"orderly": True}}
+    assert vm.machine.ctrl_alt_del == 1
+
+
 def test_stop_does_not_wait_for_ever(vm: Vm, wire: Wire) -> None:
     wire.send(b'{"id": 1, "do": "stop", "timeout_s": 0.05}\n')
     deadline = time.monotonic() + PATIENCE_S
@@ -132,6 +161,22 @@ def test_typing_to_a_guest_that_does_not_read(vm: Vm, wire: Wire) -> None:
     vm.machine.reads = False
     error = wire.ask("type", text="uname -a\n", timeout_s=0.1)["error"]
     assert (error["kind"], error["message"]) == ("host", "the guest has taken only 0 of 9 bytes")
+
+
+def test_snapshot(vm: Vm, wire: Wire) -> None:
+    assert wire.ask("snapshot", path="/tmp/one") == {"id": "x", "ok": {}}
+    assert wire.ask("snapshot", path="/tmp/two", parent="/tmp/one") == {"id": "x", "ok": {}}
+    assert wire.ask("snapshot", path="/tmp/three", overlays=True) == {"id": "x", "ok": {}}
+    assert vm.machine.snapshots == [
+        ("/tmp/one", "", False),
+        ("/tmp/two", "/tmp/one", False),
+        ("/tmp/three", "", True),
+    ]
+
+
+def test_a_snapshot_at_a_relative_path_is_refused(wire: Wire) -> None:
+    error = wire.ask("snapshot", path="/tmp/two", parent="one")["error"]
+    assert (error["kind"], error["message"]) == ("config", "parent: must be an absolute path")
 
 
 def test_between_two_boots_the_next_machine_is_waited_for(vm: Vm, wire: Wire) -> None:

@@ -59,7 +59,7 @@ def with_pci() -> Tables:
 
 
 def test_they_fit_with_the_most_cpus_and_devices() -> None:
-    assert len(acpi.build_tables(254, VIRTIO, PCI)) <= layout.ACPI_TABLES_END - layout.ACPI_TABLES
+    assert len(acpi.build_tables(254, VIRTIO, PCI)) <= layout.GENERATION_ID - layout.ACPI_TABLES
     Tables(acpi.build_tables(1, []))
 
 
@@ -121,6 +121,12 @@ def test_dsdt_has_every_device_at_its_address(tables: Tables) -> None:
     assert tables.dsdt.count(b"LNRO0005\0") == len(VIRTIO)
     assert tables.dsdt.count(b"QEMU0001\0") == 1
     assert b"\x08_S5_\x12\x08\x04\x0a\x05\x0a\x05\x00\x00" in tables.dsdt
+
+
+def test_dsdt_says_where_the_generation_id_is(tables: Tables) -> None:
+    assert b"ADDR\x12\x08\x02\x0c" + layout.GENERATION_ID.to_bytes(4, "little") + b"\x00" in tables.dsdt
+    assert tables.dsdt.count(b"VM_Gen_Counter\0") == 2
+    assert tables.dsdt.count(b"_EVT\x01\x86VGEN\x0a\x80") == 1
 
 
 def test_without_pci_there_is_no_trace_of_it(tables: Tables) -> None:

@@ -83,10 +83,12 @@ def test_a_port_where_nobody_listens_ends_the_connection(guest: Guest) -> None:
     assert guest.receive() == []
 
 
-@pytest.mark.parametrize("line", [b"GET /\n", b"CONNECT\n", b"CONNECT -1\n", b"CONNECT 4294967296\n", b"C" * 100])
+@pytest.mark.parametrize(
+    "line", [b"GET /\n", b"\n", b"CONNECT\n", b"CONNECT -1\n", b"CONNECT 1 2\n", b"CONNECT 4294967296\n", b"C" * 100]
+)
 def test_a_client_that_says_something_else_is_hung_up_on(guest: Guest, line: bytes) -> None:
     client = guest.client(line)
-    with pytest.raises(ConnectionResetError) if len(line) > 19 else _nothing():
+    with pytest.raises(ConnectionResetError) if len(line) > 32 else _nothing():
         assert client.recv(100) == b""
     assert guest.receive() == []
 
@@ -96,6 +98,10 @@ def test_a_line_may_come_in_pieces(guest: Guest) -> None:
     assert guest.receive() == []
     client.sendall(b"ECT 5000\n")
     assert ops(guest.receive()) == [Op.REQUEST]
+
+
+def test_a_line_may_be_written_as_firecracker_lets_it(guest: Guest) -> None:
+    guest.connected(b" connect  5000 \r\n")
 
 
 def test_a_client_that_leaves_in_mid_line_is_forgotten(guest: Guest) -> None:
@@ -315,10 +321,25 @@ def test_an_operation_out_of_place_ends_the_connection(guest: Guest, op: int) ->
     assert client.recv(100) == b""
 
 
-@pytest.mark.parametrize("wrong", [{"target": 9}, {"kind": 2}, {"size": 1}, {"size": 0xFFFF_FFFF}])
-def test_a_header_that_lies_ends_its_connection(guest: Guest, wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(("target", "kind"), [(9, 1), (0xFFFF_FFFF_FFFF_FFFF, 1), (2, 2), (2, 0), (9, 0xFFFF)])
+def test_another_machine_and_another_type_are_refused_in_their_name(guest: Guest, target: int, kind: int) -> None:
     client, port = guest.connected()
-    guest.send(Op.RW, port, 5000, b"", **wrong)
+    for op in (Op.REQUEST, Op.RW, Op.SHUTDOWN):
+        guest.send(op, port, 5000, target=target, kind=kind)
+        (reset,) = guest.receive()
+        assert (reset.op, reset.source, reset.kind, reset.host_port, reset.guest_port) == (
+            Op.RST, target, kind, port, 5000
+        )  # fmt: skip
+    guest.send(Op.RST, port, 5000, target=target, kind=kind)
+    assert guest.receive() == []
+    guest.send(Op.RW, port, 5000, b"still there")
+    assert client.recv(100) == b"still there"
+
+
+@pytest.mark.parametrize("size", [1, 0xFFFF_FFFF])
+def test_a_header_that_lies_ends_its_connection(guest: Guest, size: int) -> None:
+    client, port = guest.connected()
+    guest.send(Op.RW, port, 5000, b"", size=size)
     assert ops(guest.receive()) == [Op.RST]
     assert client.recv(100) == b""
 

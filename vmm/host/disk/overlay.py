@@ -121,20 +121,28 @@ class OverlayDisk:
             self.fd = -1
 
     def save(self, path: str) -> None:
-        """Make the overlay *path* over this one's base, with what this one has of its own. Nobody writes meanwhile.
+        """Make the overlay *path* with all that this one has over the image at the bottom. Nobody writes meanwhile.
 
         Raises:
             ConfigError, BackendError: as `create`.
         """
-        create(path, self.base.path, size_bytes=self.size_bytes, over_overlay=isinstance(self.base, OverlayDisk))
+        *overlays, (image, _) = self.layers
+        create(path, image.path, size_bytes=self.size_bytes)
         try:
             with open(path, "r+b", buffering=0) as copy:
                 map_at = read_header(copy.fileno(), path).map_at
-                for run in owned(self.own, self.size_bytes):
-                    for start, end, is_data in extents(self.fd, *run):
-                        if is_data:
-                            _send(self.fd, copy.fileno(), start, end)
-                view = memoryview(self.own)
+                all_own = 0
+                for file, own in overlays:
+                    assert own is not None
+                    seen = int.from_bytes(own, "little") & ~all_own
+                    all_own |= seen
+                    for run in owned(seen.to_bytes(len(own), "little"), self.size_bytes):
+                        for start, end, is_data in extents(file.fd, *run):
+                            if is_data:
+                                _send(file.fd, copy.fileno(), start, end)
+                            else:  # of the image's last block there may be something
+                                raw._fallocate(copy.fileno(), raw._PUNCH_HOLE, start, end - start)
+                view = memoryview(all_own.to_bytes(len(self.own), "little"))
                 for at in range(0, len(view), BLOCK):
                     if any(view[at : at + BLOCK]):
                         os.pwrite(copy.fileno(), view[at : at + BLOCK], map_at + at)

@@ -158,7 +158,7 @@ def extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
         start = data
 
 
-def owned(own: mmap.mmap, size_bytes: int) -> Iterator[tuple[int, int]]:
+def owned(own: mmap.mmap | bytes, size_bytes: int) -> Iterator[tuple[int, int]]:
     """The runs of the disk, in bytes from … to, that the map *own* has."""
     start: int | None = None
     blocks = -(-size_bytes // BLOCK)

@@ -1,0 +1,99 @@
+"""Clones of a booted Linux: what each does to its disks, its memory and its network is its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes.host import PYVMM
+from tests.guest.linux import BOOT_S, Image
+from vmm.agent.client import Agent
+from vmm.api.client import Client
+
+pytestmark = pytest.mark.guest
+
+_ASK_S = 60.0
+
+
+def run(agent: Agent, command: str) -> str:
+    """What *command* prints in the guest."""
+    done = agent.run(["sh", "-c", command], timeout_s=_ASK_S)
+    assert done.returncode == 0, done
+    return done.stdout.decode().strip()
+
+
+def clone(*arguments: str) -> list[str]:
+    done = subprocess.run([PYVMM, "clone", *arguments], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def agent_of(name: str) -> Agent:
+    with Client(name) as client:
+        return Agent(client.request("status")["vsock"], patience_s=BOOT_S)
+
+
+@pytest.fixture(scope="module")
+def original(micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running guest whose disk is thrown away at the end, on a lan."""
+    root = micro.copy_root(os.path.join(tmp_path_factory.mktemp("clone"), "root.img"))
+    arguments = ["--kernel", micro.kernel(), "--memory", "128M", "--append", "quiet", "--disk", f"{root},snapshot=on"]
+    machine = subprocess.Popen(
+        [
+            PYVMM,
+            *arguments,
+            "--vsock",
+            "auto",
+            "--serial",
+            "quiet",
+            "--name",
+            "original",
+            "--net",
+            "lan=clones,name=first",
+        ]
+    )
+    try:
+        Agent(os.path.join(os.environ["PYVMM_RUN"], "original", "vsock.sock"), patience_s=BOOT_S).hello(
+            timeout_s=BOOT_S
+        )
+        yield "original"
+    finally:
+        machine.terminate()
+        machine.wait(30)
+
+
+@pytest.fixture
+def clones(original: str) -> Iterator[list[str]]:
+    run(agent_of(original), "echo before >/before; sync; ip link set eth0 up")
+    names = clone(original, "--count", "3")
+    yield names
+    subprocess.run([PYVMM, "kill", *names], check=True, timeout=60)
+
+
+def test_each_is_a_machine_of_its_own(original: str, clones: list[str]) -> None:
+    agents = [agent_of(name) for name in clones]
+    for name, agent in zip(clones, agents, strict=True):
+        assert run(agent, "cat /before") == "before"
+        run(
+            agent,
+            f"echo {name} >/own; dd if=/dev/urandom of=/big bs=64k count=32; sync; echo 3 >/proc/sys/vm/drop_caches",
+        )
+    for name, agent in zip(clones, agents, strict=True):
+        assert run(agent, "cat /own") == name
+        assert abs(int(run(agent, "date +%s")) - time.time()) < 5
+    assert len({run(agent, "sha256sum </big") for agent in agents}) == len(clones)
+    assert len({run(agent, "head -c 16 /dev/urandom | sha256sum") for agent in agents}) == len(clones)
+    addresses = {run(agent, "cat /sys/class/net/eth0/address") for agent in [agent_of(original), *agents]}
+    assert len(addresses) == len(clones) + 1
+    assert run(agent_of(original), "ls /own || echo none").endswith("none")
+
+
+def test_clones_of_clones_have_what_these_had(clones: list[str]) -> None:
+    run(agent_of(clones[0]), "echo first >/own; sync")
+    (name,) = clone(clones[0], "--name", "grandchild")
+    assert run(agent_of(name), "cat /own /before").split() == ["first", "before"]
+    subprocess.run([PYVMM, "kill", name], check=True, timeout=60)

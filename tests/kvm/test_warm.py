@@ -1,0 +1,224 @@
+"""VMs that a warm process makes from a snapshot: ordinary ones, of which nothing is left when their owner is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import guest
+from tests.kvm.machines import PATIENCE_S, Machines
+from vmm import layout
+from vmm.api import place
+from vmm.api.client import Client, NoAnswer
+from vmm.api.warm import Spawned, Warm
+from vmm.config import DiskConfig
+from vmm.errors import ConfigError, HostError
+from vmm.snapshot.file import Snapshot
+
+#: Owns a VM until it is killed, as a process of its own.
+OWNER = """
+import sys, time
+from vmm.api.warm import Warm
+warm = Warm()
+vm = warm.spawn(sys.argv[1], name="owned")
+if sys.argv[2] == "keep":
+    vm.keep()
+print(warm._process.pid, vm.pid, flush=True)
+time.sleep(100)
+"""
+#: What of pyvmm and of Python a VM has imported that goes on in a process with all that a warm one has.
+LATE = """
+import os, signal, sys, time
+from vmm.api.client import Client
+from vmm.cli import warm
+from vmm.cli.options import Options
+warm._import_all()
+there = set(sys.modules)
+def started(place):
+    with Client(place.name) as client:
+        client.request("status"), client.request("pause")
+    print(*sorted(set(sys.modules) - there))
+    os.kill(os.getpid(), signal.SIGTERM)
+warm.restored(sys.argv[1], Options({"serial": ["quiet"]}), started)
+"""
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    with Warm() as process:
+        yield process
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether there is no such process; one that only waits for its parent to look is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def echoed(vm: Spawned, text: bytes) -> None:
+    """Type *text*, and wait until the guest has sent it back."""
+    with socket.socket(socket.AF_UNIX) as console:
+        console.settimeout(PATIENCE_S)
+        console.connect(os.path.join(vm.directory, place.CONSOLE))
+        console.sendall(text)
+        seen = b""
+        while not seen.endswith(text):
+            seen += console.recv(100)
+
+
+def owner(snapshot: str, how: str) -> tuple[subprocess.Popen[str], int, int]:
+    """A process that owns a VM; the ids of its warm process and of the VM."""
+    process = subprocess.Popen([sys.executable, "-c", OWNER, snapshot, how], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first, second = process.stdout.readline().split()
+    return process, int(first), int(second)
+
+
+def test_it_is_a_vm_with_a_name_that_goes_on(warm: Warm, taken: str) -> None:
+    with warm.spawn(taken, name="first") as vm:
+        assert (vm.name, vm.directory) == ("first", place.directory("first"))
+        assert place.running() == ["first"]
+        with Client("first") as client:
+            assert client.request("status")["pid"] == vm.pid
+        echoed(vm, b"x")
+
+
+def test_many_go_on_from_one_at_the_same_time(warm: Warm, taken: str) -> None:
+    vms = [warm.spawn(taken) for _ in range(5)]
+    assert len({vm.name for vm in vms}) == 5
+    for number, vm in enumerate(vms):
+        echoed(vm, b"%d" % number)
+    for vm in vms:
+        vm.close()
+
+
+def test_nothing_is_left_of_one_that_is_closed(warm: Warm, taken: str) -> None:
+    vm = warm.spawn(taken)
+    vm.close()
+    assert is_gone(vm.pid)
+    assert not os.path.exists(vm.directory)
+    vm.close()
+
+
+def test_its_end_is_told(warm: Warm, taken: str) -> None:
+    with warm.spawn(taken) as vm, Client(vm.name) as client:
+        with pytest.raises(NoAnswer, match="has not ended"):
+            vm.wait(0.05)
+        client.request("kill")
+        end = vm.wait(PATIENCE_S)
+        assert end.code == 123
+        assert is_gone(vm.pid)
+
+
+def test_what_pyvmm_says_about_a_crash_is_told(warm: Warm, machines: Machines) -> None:
+    machine = machines.make(machines.config(guest.kernel(guest.EMPTY_GATES, guest.UNDEFINED)))
+    path = str(machines.directory / "snap")
+    machine.snapshot(path)
+    with warm.spawn(path, serial="null") as vm:
+        end = vm.wait(PATIENCE_S)
+        assert end.code == 121
+        assert "triple fault" in end.said
+
+
+def test_one_that_is_killed_has_ended(warm: Warm, taken: str) -> None:
+    with warm.spawn(taken) as vm:
+        os.kill(vm.pid, signal.SIGKILL)
+        assert vm.wait(PATIENCE_S).code == -signal.SIGKILL
+        assert place.running() == []
+
+
+def test_it_ends_with_the_process_that_owns_it(taken: str) -> None:
+    process, warm_pid, pid = owner(taken, "own")
+    with process:
+        process.kill()
+    eventually(lambda: is_gone(pid) and is_gone(warm_pid))
+    assert not os.path.exists(place.directory("owned"))
+
+
+def test_one_that_is_kept_outlives_its_owner(taken: str) -> None:
+    process, warm_pid, pid = owner(taken, "keep")
+    with process:
+        process.kill()
+    eventually(lambda: is_gone(warm_pid))
+    with Client("owned") as client:
+        client.request("kill")
+    eventually(lambda: is_gone(pid))
+
+
+def test_it_outlives_the_warm_process_and_another_takes_the_next_request(taken: str) -> None:
+    with Warm() as warm, warm.spawn(taken) as first:
+        warm._process.kill()
+        warm._process.wait()
+        with warm.spawn(taken), warm.spawn(taken):  # one by the copy that was at the door, one by another process's
+            echoed(first, b"x")
+
+
+def test_its_directory_and_environment_are_the_caller_s(
+    warm: Warm, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYVMM_RUN", str(tmp_path / "run"))
+    with warm.spawn(os.path.basename(taken), serial="file:printed") as vm:
+        assert vm.directory == str(tmp_path / "run" / vm.name)
+        echoed(vm, b"x")
+    assert (tmp_path / "printed").read_bytes() == b"x"
+
+
+def test_a_damaged_snapshot_is_refused_as_by_everybody(warm: Warm, taken: str) -> None:
+    os.truncate(taken, os.path.getsize(taken) - 1)
+    with pytest.raises(HostError) as expected:
+        Snapshot(taken)
+    with pytest.raises(HostError) as error:
+        warm.spawn(taken)
+    assert str(error.value) == str(expected.value)
+
+
+def test_a_changed_disk_is_refused_with_what_to_do(warm: Warm, machines: Machines) -> None:
+    disk, path = machines.directory / "disk", str(machines.directory / "snap")
+    disk.write_bytes(bytes(1 << 20))
+    machine = machines.make(machines.config(guest.kernel(guest.ECHO), disks=(DiskConfig(path=str(disk)),)))
+    machine.snapshot(path)
+    machines.close()
+    disk.write_bytes(bytes(2 << 20))
+    with pytest.raises(ConfigError, match=f"(?s)^{disk}: has changed since the snapshot {path}\n.*--disk"):
+        warm.spawn(path)
+
+
+def test_a_name_that_is_taken_is_refused(warm: Warm, taken: str) -> None:
+    with warm.spawn(taken, name="taken"), pytest.raises(ConfigError, match="a VM of that name is running"):
+        warm.spawn(taken, name="taken")
+
+
+def test_nothing_is_imported_while_a_guest_waits(taken: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LATE, taken], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.split() == []
+
+
+def test_each_has_a_generation_id_of_its_own(warm: Warm, taken: str, tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("one", "other")]
+    for path in paths:
+        with warm.spawn(taken) as vm, Client(vm.name) as client:
+            client.request("snapshot", path=path)
+    ids = set()
+    for path in (taken, *paths):
+        with closing(Snapshot(path)) as snapshot, closing(snapshot.map()) as memory:
+            ids.add(memory.read(layout.GENERATION_ID, 16))
+    assert len(ids) == 3

@@ -1,0 +1,204 @@
+"""The warm process of `vmm.api.warm`: has all imported that a restored VM may need, and a copy of itself at the door.
+
+Who takes a request is a copy, not this process: so nothing of one VM is left for the next, and the copy is there
+before it is asked for.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from importlib import import_module
+
+from vmm.api.control import described
+from vmm.api.place import LOG
+from vmm.api.warm import KEEP, MESSAGE_MAX
+from vmm.cli.main import OPTIONS, booted, cache_directory, failed
+from vmm.cli.options import Options, parse
+from vmm.cli.snapshot import restored
+from vmm.config import MEMORY_MIN, MachineConfig
+from vmm.errors import ConfigError, VmmError
+from vmm.kvm.assist.probe import host_kind
+from vmm.machine import Machine
+from vmm.session import Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from vmm.api.place import Place
+    from vmm.kvm.assist.probe import HostKind
+
+#: What is imported late elsewhere, and by restored VMs and whoever talks to them.
+_LATE = (
+    "encodings.ascii",
+    "vmm.cli.clone",
+    "vmm.api.server",
+    "vmm.api.watcher",
+    "vmm.host.disk.overlay",
+    "vmm.host.lan.port",
+    "vmm.host.vsock",
+    "vmm.kvm.assist.linux",
+    "vmm.kvm.assist.vcpu",
+    "vmm.kvm.state",
+    "vmm.parts",
+    "vmm.pci",
+    "vmm.snapshot.file",
+    "vmm.virtio.net",
+    "vmm.virtio.vsock",
+)
+_NATIVE = (
+    "vmm.native._engine",
+    "vmm.native.plain",
+    "vmm.virtio.blk_native",
+    "vmm.virtio.net_native",
+)
+#: Who has found nobody at the door for so long has time for a rehearsal.
+_IDLE_S = 0.05
+#: Of what a VM has had to say, in characters.
+_SAID_MAX = 32 << 10
+#: The exit code of a Python that ends by an exception.
+_BUG = 1
+
+
+def main(door_fd: int) -> None:
+    """Serve the door *door_fd* until nobody is on the other side."""
+    door = socket.socket(fileno=door_fd)
+    _import_all()
+    host = None
+    with suppress(VmmError):  # who asks for a VM is to hear it
+        host = host_kind(cache_directory())
+        _rehearse(host)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the copies
+    gc.freeze()
+    while True:
+        taken, take = os.pipe()
+        if os.fork() == 0:
+            os.close(taken)
+            _stand_at(door, take, host)
+        os.close(take)
+        if not os.read(taken, 1):
+            return
+        os.close(taken)
+
+
+def _import_all() -> None:
+    for name in _LATE:
+        import_module(name)
+    with suppress(ImportError):  # it is not built
+        for name in _NATIVE:
+            import_module(name)
+
+
+def _stand_at(door: socket.socket, take: int, host: HostKind | None) -> None:
+    """Wait for a request, and be the VM that it asks for; ends the process."""
+    try:
+        if host and not select.select([door], [], [], _IDLE_S)[0]:
+            _rehearse(host)
+        request, fds, _, _ = socket.recv_fds(door, MESSAGE_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+        if fds:
+            with suppress(BrokenPipeError):  # this is the last copy of a warm process that was killed
+                os.write(take, b"\0")
+            os.close(take)
+            door.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _Vm(json.loads(request), socket.socket(fileno=fds[0]), host).run()
+    finally:
+        os._exit(0)
+
+
+def _rehearse(host: HostKind) -> None:
+    """Make a machine, and drop it: so that Python's objects, which VMs change by their use, are this process's own.
+
+    Else a thousand pages would have to be copied while a guest waits, which takes half of its time.
+    """
+    config = MachineConfig(kernel="", memory_bytes=MEMORY_MIN, serial="null")
+    session = Session(config, host, say=_ignore, trace=_ignore, cache_dir=None)
+    try:
+        Machine.build(session)
+    except ConfigError:  # the last thing that is done, and there is no kernel
+        session.close()
+
+
+def _ignore(_: str) -> None:
+    """What a rehearsal has to say."""
+
+
+class _Vm:
+    """The VM that *request* asks for, in this process, and its end of the channel. It is also the process's stderr."""
+
+    def __init__(self, request: dict[str, Any], channel: socket.socket, host: HostKind | None) -> None:
+        self._request, self._channel, self._host = request, channel, host
+        self._runs = False
+        self._said = ""
+        sys.stderr = self
+
+    def run(self) -> None:
+        """Run it to its end, and tell."""
+        try:
+            if os.environ != self._request["environment"]:
+                os.environ.clear()
+                os.environ.update(self._request["environment"])
+            os.chdir(self._request["directory"])
+            if "arguments" in self._request:
+                code = booted(parse(self._request["arguments"], OPTIONS), self._started, self._host)
+            else:
+                options = Options(self._request["options"])
+                code = restored(self._request["snapshot"], options, self._started, self._host)
+        except VmmError as error:
+            if not self._runs:
+                self._tell(error=described(error))
+                return
+            code = failed(error)
+        except BaseException:  # noqa: BLE001 - our bug: whoever asked for the VM is to see it
+            import traceback
+
+            if not self._runs:
+                self._tell(error={"kind": "bug", "message": traceback.format_exc()})
+                return
+            traceback.print_exc()
+            code = _BUG
+        self._tell(code=code, said=self._said)
+
+    def write(self, text: str) -> None:
+        """Remember what pyvmm says; from when there is a log, it is there too."""
+        self._said = (self._said + text)[-_SAID_MAX:]
+        os.write(2, text.encode(errors="replace"))
+
+    def writelines(self, lines: list[str]) -> None:
+        """As `write`."""
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def _started(self, place: Place) -> None:
+        self._runs = True
+        self._tell(name=place.name, directory=place.path, pid=os.getpid())
+        log = os.open(place.file(LOG), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        os.dup2(log, 2)
+        os.close(log)
+        os.write(2, self._said.encode(errors="replace"))
+        threading.Thread(target=self._watch, name="owner", daemon=True).start()
+
+    def _watch(self) -> None:
+        """End the VM with its owner."""
+        if self._channel.recv(len(KEEP)) != KEEP:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _tell(self, **message: object) -> None:
+        try:
+            self._channel.send(json.dumps(message).encode())
+        except OSError:  # nobody is there any more
+            return
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

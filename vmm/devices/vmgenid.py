@@ -1,0 +1,34 @@
+"""The generation id of a virtual machine (Microsoft, "Virtual Machine Generation ID"): another one in each copy.
+
+It is 16 random bytes in memory, and no register; ACPI tells where (`vmm.boot.acpi`). A guest that learns of a new one
+makes its random numbers anew.
+"""
+
+from __future__ import annotations
+
+import os
+
+from vmm import layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.irq import IrqLine
+    from vmm.memory import GuestMemory
+
+_SIZE = 16
+
+
+class GenerationId:
+    """The generation id in *memory*; *irq* is that of ACPI's generic event device."""
+
+    def __init__(self, memory: GuestMemory, irq: IrqLine) -> None:
+        self._memory, self._irq = memory, irq
+
+    def begin(self) -> None:
+        """Before the guest boots."""
+        self._memory.write(layout.GENERATION_ID, os.urandom(_SIZE))
+
+    def renew(self) -> None:
+        """Tell the guest that it is a copy."""
+        self.begin()
+        self._irq.pulse()
