@@ -61,6 +61,14 @@ def test_the_network_nat_is_made_for_whom_it_is_allowed(host: Host, store: Store
     assert state(host) == before
 
 
+def test_users_have_private_guests_of_their_own(network: Nat, store: Store, service: Service) -> None:
+    for _ in range(2):
+        with joined(NetConfig(network="lab", private=True)), joined(NetConfig(network="lab", private=True), BOB):
+            known = guests.read_guests(store, "lab")
+            assert {(guest.name, guest.owner) for guest in known.values()} == {("private1", ANN), ("private2", BOB)}
+        until(lambda: not service.children())
+
+
 def test_a_user_joins_a_network(network: Nat, service: Service) -> None:
     with joined(NetConfig(network="lab")) as tap:
         assert tap.mtu == 1500

@@ -124,8 +124,11 @@ def test_no_token_bucket(host: Host, store: Store, monkeypatch: pytest.MonkeyPat
 def test_no_veth(host: Host, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     create_nat(store, "lab")
     lack(monkeypatch, "veth", errno.EOPNOTSUPP)
-    with pytest.raises(BackendError, match="this kernel has no veth\n  run: sudo modprobe veth"):
+    with pytest.raises(BackendError, match="no veth") as caught:
         join_here(NetConfig(network="lab", private=True))
+    assert str(caught.value) == (
+        "network lab, private guest private1: cannot set it up: this kernel has no veth\n  run: sudo modprobe veth"
+    )
 
 
 def test_no_ipv6(host: Host, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

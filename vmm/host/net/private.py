@@ -93,6 +93,8 @@ def open_private(network: Nat, guest: Guest, mtu: int | None, queues: int) -> Pr
             os.close(fd)
         if isinstance(error, OSError):
             raise BackendError(f"cannot set it up: {error.strerror}", where=where) from error
+        if isinstance(error, BackendError) and not error.where:
+            raise BackendError(f"cannot set it up: {error.what}", where=where, fix=error.fix) from error
         raise
 
 
