@@ -34,6 +34,7 @@ from vmm.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from vmm.api.place import Place
@@ -133,13 +134,13 @@ def _idle_machine(host: HostKind) -> str:
 
 
 def _idle_kernel() -> bytes:
-    """An ELF file that is entered by PVH, and there: sti, hlt, and again."""
-    code, note = b"\xfb\xf4\xeb\xfc", struct.pack("<III4sI", 4, 4, 18, b"Xen", HIGH_RAM)
+    """An ELF file that is entered by PVH, and there: no interrupt from the PICs; sti, hlt, and again."""
+    code, note = b"\xb0\xff\xe6\x21\xe6\xa1\xfb\xf4\xeb\xfd", struct.pack("<III4sI", 4, 4, 18, b"Xen", HIGH_RAM)
     head = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 62, 1, HIGH_RAM, 64, 0, 0, 64, 56, 2, 0, 0, 0)
     at = len(head) + 2 * 56
-    load = struct.pack("<IIQQQQQQ", 1, 5, at, HIGH_RAM, HIGH_RAM, len(code), len(code), 4)
-    noted = struct.pack("<IIQQQQQQ", 4, 4, at + len(code), 0, 0, len(note), len(note), 4)
-    return head + load + noted + code + note
+    noted = struct.pack("<IIQQQQQQ", 4, 4, at, 0, 0, len(note), len(note), 4)
+    load = struct.pack("<IIQQQQQQ", 1, 5, at + len(note), HIGH_RAM, HIGH_RAM, len(code), len(code), 4)
+    return head + noted + load + note + code
 
 
 def _rehearse(snapshot: str, host: HostKind) -> None:
@@ -213,7 +214,9 @@ class _Vm:
 
     def _started(self, place: Place) -> None:
         self._runs = True
-        self._tell(name=place.name, directory=place.path, pid=os.getpid())
+        process = os.pidfd_open(os.getpid())
+        self._tell([process], name=place.name, directory=place.path, pid=os.getpid())
+        os.close(process)
         log = os.open(place.file(LOG), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         os.dup2(log, 2)
         os.close(log)
@@ -225,9 +228,9 @@ class _Vm:
         if self._channel.recv(len(KEEP)) != KEEP:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _tell(self, **message: object) -> None:
+    def _tell(self, fds: Sequence[int] = (), **message: object) -> None:
         try:
-            self._channel.send(json.dumps(message).encode())
+            socket.send_fds(self._channel, [json.dumps(message).encode()], fds)
         except OSError:  # nobody is there any more
             return
 

@@ -76,6 +76,7 @@ class Session:
         (pytest.fail if self._required else pytest.skip)(reason)
 
     def _on_alarm(self, _number: int, _frame: FrameType | None) -> None:
+        __tracebackhide__ = True
         if self.lab is not None:
             self.lab.check()
 
@@ -138,6 +139,7 @@ class Lab:
 
     def check(self) -> None:
         """Raise what has become of a guest that has died or hangs, if nobody has been told yet."""
+        __tracebackhide__ = True
         for vm in self._vms:
             failure = vm.failure()
             if failure is not None:

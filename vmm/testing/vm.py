@@ -130,7 +130,7 @@ class VM(Guest):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<VM {self.name}: {self.outcome}>"
+        return f"<VM {self.name}: {self.outcome.splitlines()[0]}>"
 
     def start(self) -> Self:
         """Boot it, or let it go on from its snapshot, until the agent answers."""
@@ -143,8 +143,7 @@ class VM(Guest):
                 limit = self._boot_timeout
                 Agent(os.path.join(self.directory, VSOCK), patience_s=limit).hello(timeout_s=limit)
             else:
-                self.agent.set_time(timeout_s=self.timeout)
-                self.agent.reseed(timeout_s=self.timeout)
+                self.agent.renew(self.timeout)
         except BaseException as error:
             failure = self._failure(error) if isinstance(error, AgentError) else None
             self.close()
@@ -252,13 +251,7 @@ class VM(Guest):
     def console(self) -> Console:
         """Its console, as a pexpect object."""
         if self._console is None:
-            self._console = Console(
-                Log(os.path.join(self.directory, place.LOG)),
-                self._type,
-                self._over.is_set,
-                self.ended_error,
-                self.timeout,
-            )
+            self._console = Console(self._log.again(), self._type, self._over.is_set, self.ended_error, self.timeout)
         return self._console
 
     def console_lines(self, count: int = _CONSOLE_LINES) -> list[str]:
@@ -270,7 +263,7 @@ class VM(Guest):
         """Whether it runs, and else how it ended."""
         if self._process is None and self._ended is None:
             return "not running"
-        return "running" if self._ended is None else self.ended_error().what
+        return "running" if self._ended is None else self._end().what
 
     def failure(self) -> VMError | None:
         """What has gone wrong with it, once: it has ended by itself and not well, or does not answer any more."""
@@ -282,19 +275,22 @@ class VM(Guest):
         return None
 
     def ended_error(self) -> GuestEnded:
-        """How it has ended, as what is raised for that."""
+        """How it has ended, to be raised: it is no `failure` any more."""
+        self._may_end = True
+        return self._end()
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _end(self) -> GuestEnded:
         ended = self._ended
         assert ended is not None
-        self._may_end = True  # who gets this knows it
         kind = {_PANIC: GuestPanic, _CRASH: GuestCrash}.get(ended.code, GuestEnded)
         console = self.console_lines()
         lines = [line.removeprefix("pyvmm: ") for line in ended.said.splitlines() if _ASSISTING not in line]
         what = "\n".join(lines) or ("the guest powered off" if ended.code == 0 else "the VM was stopped")
         if kind is GuestPanic:  # its own words say more than how they were noticed
-            what = next((line[line.index(_PANIC_LINE) :] for line in reversed(console) if _PANIC_LINE in line), what)
+            what = next((line[line.index(_PANIC_LINE) :] for line in console if _PANIC_LINE in line), what)
         return kind(what, code=ended.code, name=self.name, console=console)
-
-    # -- inside ------------------------------------------------------------------------------------------------------
 
     def _failure(self, error: Exception) -> VMError:
         """What has become of it, of which *error* is a sign."""

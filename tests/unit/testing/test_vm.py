@@ -34,7 +34,7 @@ from vmm.testing import (
 HELLO, EXEC, OK, ERROR, STDOUT, EXIT = 1, 2, 32, 33, 34, 36
 _HEADER = struct.Struct("<II")
 #: As the console of a guest that has panicked.
-PANIC = "[    1.5] Kernel panic - not syncing: oh no\r\n[    1.6] ---[ end Kernel panic\r\n"
+PANIC = "[    1.5] Kernel panic - not syncing: oh no\r\n[    1.6] ---[ end Kernel panic - not syncing: oh no ]---\r\n"
 
 
 def frame(kind: int, payload: bytes = b"") -> bytes:
@@ -227,6 +227,7 @@ def test_an_unexpected_end_is_told_at_once_and_an_expected_one_is_not(vm: VM, ma
     vm.on_failure = lambda _: told.set()
     machine.ends(120, "pyvmm: guest panic: oh")
     assert told.wait(10)
+    assert "oh" in repr(vm)
     assert isinstance(vm.failure(), GuestPanic)
     assert vm.failure() is None
     assert vm.wait().code == 120
