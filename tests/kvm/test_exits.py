@@ -171,14 +171,14 @@ def test_synchronized_registers(guest: ScratchGuest) -> None:
 
 
 def test_an_interrupt_that_was_injected_is_not_injected_once_more(guest: ScratchGuest) -> None:
-    """KVM leaves its vector in the bitmap for good; taken back with the rest, it would come again, wanted or not."""
+    """KVM leaves its vector in the bitmap for good; taken back with the rest, it would come again: here, end the HLT."""
     vcpu = guest.vcpu
     vcpu.synchronize(abi.KVM_SYNC_X86_REGS | abi.KVM_SYNC_X86_SREGS)
-    start(guest, REPORT[:2] + REPORT)
+    start(guest, REPORT + REPORT)  # out; hlt; out; hlt
     assert isinstance(guest.run(), PortWrite)
     vcpu.sregs.interrupt_bitmap[0xEC // 64] = 1 << 0xEC % 64
     vcpu.mark_dirty(abi.KVM_SYNC_X86_SREGS)
-    assert isinstance(guest.run(), PortWrite)
+    assert isinstance(guest.run(), Halted)
 
 
 def test_errors_name_the_ioctl(guest: ScratchGuest) -> None:
