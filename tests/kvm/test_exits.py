@@ -171,7 +171,7 @@ def test_synchronized_registers(guest: ScratchGuest) -> None:
 
 
 def test_an_interrupt_that_was_injected_is_not_injected_once_more(guest: ScratchGuest) -> None:
-    """KVM leaves its vector in the bitmap for good; taken back with the rest, it would come again: here, end the HLT."""
+    """KVM leaves its vector in the bitmap for good. Taken back with the rest, it would come again, and end the HLT."""
     vcpu = guest.vcpu
     vcpu.synchronize(abi.KVM_SYNC_X86_REGS | abi.KVM_SYNC_X86_SREGS)
     start(guest, REPORT + REPORT)  # out; hlt; out; hlt
