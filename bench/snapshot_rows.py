@@ -32,12 +32,14 @@ CLONES = 50
 _TIMEOUT_S, _BOOT_S = 60.0, 300.0
 #: Between two requests to the warm process: it prepares for the next as soon as it has the time.
 _SETTLE_S = 0.3
+#: In that the guest has changed all that it is to change.
+_DIRTY_S = 1.0
 _PROMPT = b"(qemu) "
 _INCOMING = "exec:cat "
 _STAMP = rb"stamp=(\d+)\n"
 
 #: How often each row is measured unless `--runs` says otherwise.
-RUNS = {"restore": 20, "nonce": 100, "exec": 20, "alive": 3, "pause64": 10, "pause256": 10}
+RUNS = {"restore": 20, "nonce": 100, "exec": 20, "alive": 3, "pause64": 10, "pause256": 10, "pause-incremental": 10}
 
 
 # -- a machine of two devices, beside the peer -----------------------------------------------------------------------
@@ -180,6 +182,25 @@ def _pause(name: str, runs: int, noise_mib: int, memory_mib: int, target: float)
     return [Row(f"pause for a full snapshot, {noise_mib} MiB touched", "ms", clock, target, samples)]
 
 
+def _pause_incremental(runs: int) -> list[Row]:
+    dirty_mib, samples = 4, []
+    orders = f"work=beat bytes={64 << 20} dirty={dirty_mib << 20}"
+    with _scratch() as directory, Running(_guest(MEMORY_MIB, orders)) as vmm:
+        vmm.wait_for(b"a", _TIMEOUT_S)
+        base, path = os.path.join(directory, "base"), os.path.join(directory, "increment")
+        _take("guest", base)
+        command = [pyvmm.path(), "snapshot", "guest", path, "--parent", base]
+        for turn in range(runs):
+            say(f"pause-incremental: {turn} of {runs}")
+            time.sleep(_DIRTY_S)
+            samples.append(vmm.longest_silence_while(command) * 1e3)
+            if os.stat(path).st_blocks * 512 < dirty_mib << 20:
+                raise BenchError("the guest has changed less than it should have")
+            os.unlink(path)
+    clock = f"as before; {dirty_mib} MiB in single pages are other than in the parent, of 64 MiB"
+    return [Row(f"pause for an incremental snapshot, {dirty_mib} MiB dirtied", "ms", clock, 30, samples)]
+
+
 def _pause64(runs: int) -> list[Row]:
     return _pause("pause64", runs, 64, 128, 100)
 
@@ -201,7 +222,10 @@ class _Clones:
         image.copy_root(root)
         self._snapshot, self._disk = os.path.join(directory, "snapshot"), f"{root},snapshot=on"
         with Running([*image.command(root), "--name", "booted", "--vsock", "auto"]):
-            agent = self._agent(os.path.join(directory, "run", "booted"))
+            place = os.path.join(directory, "run", "booted")
+            while not os.path.exists(os.path.join(place, "vsock.sock")):
+                time.sleep(_SETTLE_S)
+            agent = self._agent(place)
             agent.hello(timeout_s=_BOOT_S)
             agent.sync()
             _take("booted", self._snapshot)
@@ -298,6 +322,7 @@ ROWS: dict[str, Callable[[int], list[Row]]] = {
     "alive": _alive,
     "pause64": _pause64,
     "pause256": _pause256,
+    "pause-incremental": _pause_incremental,
 }
 
 

@@ -19,6 +19,7 @@ def prepare(vcpu: Vcpu, kvm: Kvm, memory: GuestMemory, session: Session) -> Vcpu
     table = kvm.supported_cpuid()
     tsc_deadline = bool(kvm.check_extension(abi.KVM_CAP_TSC_DEADLINE_TIMER))
     cpuid.set_topology(table, vcpu.index, session.config.cpus, tsc_deadline=tsc_deadline)
+    cpuid.hide_invariant_tsc(table)
     assist = None
     if not session.host.complete:
         from vmm.kvm.assist.vcpu import VcpuAssist

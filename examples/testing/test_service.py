@@ -6,7 +6,7 @@ import pytest
 
 from vmm.testing import VM
 
-FETCH = "wget -q -T 10 -O - http://127.0.0.1/"
+FETCH = "timeout 10 wget -q -O - http://127.0.0.1/"
 
 
 @pytest.fixture

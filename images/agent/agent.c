@@ -59,6 +59,15 @@ static long reseed(const char *payload, unsigned size)
     return error;
 }
 
+/* Payload: as of TIME, as of RESEED. */
+static long renew(const char *payload, unsigned size)
+{
+    if (size < sizeof(uint64_t))
+        return -EINVAL;
+    long error = set_time(payload, sizeof(uint64_t));
+    return error < 0 ? error : reseed(payload + sizeof(uint64_t), size - sizeof(uint64_t));
+}
+
 static void hello(struct connection *c, const char *nonce, unsigned size)
 {
     uint32_t version = AGENT_VERSION;
@@ -119,6 +128,9 @@ static int obey(struct connection *c, enum frame type, char *payload, unsigned s
             return 1;
         case RESEED:
             answer(c, reseed(payload, size));
+            return 1;
+        case RENEW:
+            answer(c, renew(payload, size));
             return 1;
         case SYNC:
             answer(c, SYS(sync, 0, 0, 0, 0, 0));

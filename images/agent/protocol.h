@@ -22,6 +22,7 @@ enum frame {
     TIME,
     RESEED,
     SYNC,
+    RENEW,
     OK = 32,
     ERROR,
     STDOUT,

@@ -80,7 +80,8 @@ def test_info(pyvmm: Pyvmm) -> None:
     assert run.code == 0
     lines = dict(line.split(None, 1) for line in pyvmm("info", "web1").output.splitlines())
     assert (lines["name"], lines["memory"], lines["disks"]) == ("web1", "16 MiB", disk)
-    assert json.loads(pyvmm("info", "web1", "--format=json").output)["disks"] == [disk]
+    told = json.loads(pyvmm("info", "web1", "--format=json").output)
+    assert (told["version"], told["vm"]["disks"]) == (1, [disk])
     pyvmm("kill", "web1")
 
 

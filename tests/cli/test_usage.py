@@ -102,6 +102,11 @@ def test_mistakes(pyvmm: Pyvmm, mistake: str) -> None:
     assert run.messages.startswith(f"pyvmm: {message}")
 
 
+def test_no_such_verb(pyvmm: Pyvmm) -> None:
+    run = pyvmm("frobnicate")
+    assert (run.code, run.messages) == (2, "pyvmm: frobnicate: there is no such verb\n  pyvmm --help lists them all\n")
+
+
 def test_a_path_that_begins_like_an_option_can_be_given(pyvmm: Pyvmm) -> None:
     assert pyvmm("--kernel=--odd").messages.startswith("pyvmm: --odd: there is no such kernel file")
 

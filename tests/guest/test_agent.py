@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -16,8 +17,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.host import PYVMM
+from tests.guest.conftest import Start
 from tests.guest.linux import BOOT_S, MIB, Image
-from vmm.agent.client import DISCARD, Agent, AgentError, AgentRefused, AgentTimeout
+from vmm.agent.client import DISCARD, Agent, AgentError, AgentLost, AgentRefused, AgentTimeout
 
 pytestmark = pytest.mark.guest
 
@@ -201,6 +203,12 @@ def test_the_random_numbers_are_reseeded(agent: Agent) -> None:
         agent.reseed(bytes(513))
 
 
+def test_a_restored_guest_is_renewed_at_once(agent: Agent) -> None:
+    agent.set_time(1_000_000_000 * 10**9)
+    agent.renew()
+    assert abs(int(agent.run(["date", "+%s"], timeout_s=60).stdout) - time.time()) < 30
+
+
 def test_nonsense_ends_its_connection_and_no_other(agent: Agent, path: str) -> None:
     for nonsense in (b"\xff" * 100, b"\x00\x00\x00\x00\x63\x00\x00\x00", b"GET / HTTP/1.0\r\n\r\n"):
         with socket.socket(socket.AF_UNIX) as client:
@@ -234,3 +242,81 @@ def test_pyvmm_exec_passes_streams_and_status(path: str) -> None:
     command = [sys.executable, "-m", "vmm", "exec", path, "-i", "--", "sh", "-c", "cat; echo bad >&2; exit 9"]
     done = subprocess.run(command, input=b"through\n", capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (9, b"through\n", b"bad\n")
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> str:
+    """Where VMs of this test are registered."""
+    directory = os.path.join(tmp_path, "run")
+    monkeypatch.setenv("PYVMM_RUN", directory)
+    return directory
+
+
+def test_the_agent_answers_in_every_life_of_its_guest(
+    micro: Image, start: Start, running: str, tmp_path: os.PathLike[str]
+) -> None:
+    root, snapshot = micro.copy_root(os.path.join(tmp_path, "root.img")), os.path.join(tmp_path, "snapshot")
+    disk = ("-d", f"{root},readonly")
+    start("-k", micro.kernel(), "-m", "128M", "-a", "quiet", *disk, "--name", "first", "--vsock", "auto")
+    while not os.path.exists(path := os.path.join(running, "first", "vsock.sock")):
+        time.sleep(0.05)
+    agent = Agent(path, patience_s=BOOT_S)
+    agent.hello(timeout_s=BOOT_S)
+    output, stdout = os.pipe()
+    lost: list[AgentLost] = []
+
+    def wait() -> None:
+        try:
+            agent.run(["sh", "-c", "echo ready; sleep 4321"], stdout=stdout)
+        except AgentLost as error:
+            lost.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert os.read(output, 100) == b"ready\n"
+    subprocess.run([PYVMM, "snapshot", "first", snapshot], check=True, timeout=60)
+    agent.hello(timeout_s=60)
+    subprocess.run([PYVMM, "kill", "first"], check=True, timeout=60)
+    waiting.join(20)
+    assert lost, "its end was not told"
+
+    start("restore", snapshot, "--name", "again")
+    while not os.path.exists(path := os.path.join(running, "again", "vsock.sock")):
+        time.sleep(0.05)
+    again = Agent(path, patience_s=60)
+    again.hello(timeout_s=60)
+    again.renew(timeout_s=60)
+    deadline = time.monotonic() + 20
+    while b"4321" in again.run(["ps"], timeout_s=60).stdout:  # a command goes with its connection
+        assert time.monotonic() < deadline
+    again.run(["touch", "/dev/of-this-life"], timeout_s=60)
+    with contextlib.suppress(AgentLost):
+        again.run(["reboot"], timeout_s=60)
+    deadline = time.monotonic() + BOOT_S
+    while True:
+        with contextlib.suppress(AgentLost):
+            if again.run(["ls", "/dev/of-this-life"], timeout_s=BOOT_S).returncode:
+                break
+        assert time.monotonic() < deadline
+    os.close(output)
+    os.close(stdout)
+
+
+def test_stop_has_the_agent_power_the_guest_off(micro: Image, start: Start, running: str) -> None:
+    guest = start(
+        "-k", micro.kernel(), "-i", micro.initrd, "-m", "128M", "-a", "quiet", "--name", "one", "--vsock", "auto"
+    )
+    guest.wait_for_prompt()
+    done = subprocess.run([PYVMM, "stop", "one"], capture_output=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert guest.finish() == 0
+    assert os.listdir(running) == []
+
+
+@pytest.mark.slow
+def test_debian_s_kernel_has_its_agent_too(debian: Image) -> None:
+    done = subprocess.run(
+        [PYVMM, "-k", debian.kernel(), "-i", debian.initrd, "-m", "512M", "-a", "quiet", "--exec", "uname -r; exit 7"],
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.decode().strip()) == (7, debian.manifest["kernel_release"]), done.stderr

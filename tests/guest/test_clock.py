@@ -39,3 +39,7 @@ def test_the_system_clock_is_right_and_runs(guest: LinuxGuest) -> None:
     first = assert_right(clock)
     guest.run("sleep 2")
     assert assert_right(clock) - first >= 2
+
+
+def test_the_clock_is_one_that_a_restore_puts_right(guest: LinuxGuest) -> None:
+    assert guest.run("cat /sys/devices/system/clocksource/clocksource0/current_clocksource") == "kvm-clock"

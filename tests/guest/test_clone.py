@@ -57,9 +57,11 @@ def original(micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         ]
     )
     try:
-        Agent(os.path.join(os.environ["PYVMM_RUN"], "original", "vsock.sock"), patience_s=BOOT_S).hello(
-            timeout_s=BOOT_S
-        )
+        path = os.path.join(os.environ["PYVMM_RUN"], "original", "vsock.sock")
+        while not os.path.exists(path):
+            assert machine.poll() is None
+            time.sleep(0.05)
+        Agent(path, patience_s=BOOT_S).hello(timeout_s=BOOT_S)
         yield "original"
     finally:
         machine.terminate()
@@ -97,3 +99,17 @@ def test_clones_of_clones_have_what_these_had(clones: list[str]) -> None:
     (name,) = clone(clones[0], "--name", "grandchild")
     assert run(agent_of(name), "cat /own /before").split() == ["first", "before"]
     subprocess.run([PYVMM, "kill", name], check=True, timeout=60)
+
+
+def test_random_numbers_differ_without_the_agent_s_help(original: str, tmp_path: os.PathLike[str]) -> None:
+    """The kernel hears of its new generation id from ACPI."""
+    path, found = os.path.join(tmp_path, "snapshot"), set()
+    subprocess.run([PYVMM, "snapshot", original, path], check=True, timeout=60)
+    for name in ("one", "other"):
+        subprocess.run(
+            [PYVMM, "restore", path, "--name", name, "--detach", "--net", f"lan={name}"], check=True, timeout=60
+        )
+        found.add(run(agent_of(name), "head -c 16 /dev/urandom | sha256sum"))
+        assert run(agent_of(name), "ls /sys/bus/acpi/drivers/vmgenid").split()[0].startswith("PYVM0001")
+        subprocess.run([PYVMM, "kill", name], check=True, timeout=60)
+    assert len(found) == 2

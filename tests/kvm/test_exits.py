@@ -170,6 +170,17 @@ def test_synchronized_registers(guest: ScratchGuest) -> None:
     assert registers(guest)[abi.RAX] == 0x77
 
 
+def test_an_interrupt_that_was_injected_is_not_injected_once_more(guest: ScratchGuest) -> None:
+    """KVM leaves its vector in the bitmap for good. Taken back with the rest, it would come again, and end the HLT."""
+    vcpu = guest.vcpu
+    vcpu.synchronize(abi.KVM_SYNC_X86_REGS | abi.KVM_SYNC_X86_SREGS)
+    start(guest, REPORT + REPORT)  # out; hlt; out; hlt
+    assert isinstance(guest.run(), PortWrite)
+    vcpu.sregs.interrupt_bitmap[0xEC // 64] = 1 << 0xEC % 64
+    vcpu.mark_dirty(abi.KVM_SYNC_X86_SREGS)
+    assert isinstance(guest.run(), Halted)
+
+
 def test_errors_name_the_ioctl(guest: ScratchGuest) -> None:
     with pytest.raises(KvmError) as caught:
         guest.vm.set_memory(1, 0, 1, 0)  # neither aligned nor free

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,8 +21,11 @@ from vmm import layout
 from vmm.api import place
 from vmm.api.client import Client, NoAnswer
 from vmm.api.warm import Spawned, Warm
+from vmm.cli import warm as rehearsal
+from vmm.cli.main import ENDING_SIGNALS
 from vmm.config import DiskConfig
 from vmm.errors import ConfigError, HostError
+from vmm.kvm.assist.probe import host_kind
 from vmm.snapshot.file import Snapshot
 
 #: Owns a VM until it is killed, as a process of its own.
@@ -222,3 +226,32 @@ def test_each_has_a_generation_id_of_its_own(warm: Warm, taken: str, tmp_path: P
         with closing(Snapshot(path)) as snapshot, closing(snapshot.map()) as memory:
             ids.add(memory.read(layout.GENERATION_ID, 16))
     assert len(ids) == 3
+
+
+def test_one_that_has_ended_may_be_kept_and_waited_for(warm: Warm, taken: str) -> None:
+    with warm.spawn(taken) as vm:
+        os.kill(vm.pid, signal.SIGTERM)
+        assert vm.wait(PATIENCE_S).code == 123
+        vm.keep()
+        assert vm.wait(PATIENCE_S).code == 123
+
+
+def test_a_rehearsal_is_of_a_vm_that_runs_and_leaves_all_as_it_was(
+    warm: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    path = rehearsal._idle_machine(host_kind(None))
+    try:
+        shutil.copy(path, tmp_path / "idle")
+        with warm.spawn(str(tmp_path / "idle")) as vm, pytest.raises(NoAnswer, match="has not ended"):
+            vm.wait(0.5)
+        handlers, environment = [signal.getsignal(number) for number in ENDING_SIGNALS], dict(os.environ)
+        rehearsal._rehearse(path, host_kind(None))
+        assert dict(os.environ) == environment
+        assert {signal.getsignal(number) for number in ENDING_SIGNALS} == {signal.SIG_DFL}
+        assert [file.name for file in tmp_path.iterdir()] == ["idle"]
+        for number, handler in zip(ENDING_SIGNALS, handlers, strict=True):
+            signal.signal(number, handler)
+    finally:
+        os.close(int(os.path.basename(path)))

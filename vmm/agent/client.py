@@ -170,6 +170,11 @@ class Agent:
         """Give the guest's kernel *seed* (else random bytes of the host) and make its random numbers depend on it."""
         self._ask("reseed", Frame.RESEED, seed or os.urandom(_SEED_BYTES), timeout_s)
 
+    def renew(self, timeout_s: float | None = 10.0) -> None:
+        """Both at once, `set_time` to now and `reseed`: for a guest that has just been restored."""
+        payload = time.time_ns().to_bytes(8, "little") + os.urandom(_SEED_BYTES)
+        self._ask("renew", Frame.RENEW, payload, timeout_s)
+
     def sync(self, timeout_s: float | None = 60.0) -> None:
         """Have the guest write to its disks what it has not yet."""
         self._ask("sync", Frame.SYNC, b"", timeout_s)

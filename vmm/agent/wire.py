@@ -28,7 +28,7 @@ the VM needs a virtio-vsock device: pyvmm --vsock PATH"""
 class Frame:
     """Types of frames (docs/agent.md)."""
 
-    HELLO, EXEC, STDIN, SIGNAL, PUT, GET, DATA, END, TIME, RESEED, SYNC = range(1, 12)
+    HELLO, EXEC, STDIN, SIGNAL, PUT, GET, DATA, END, TIME, RESEED, SYNC, RENEW = range(1, 13)
     OK, ERROR, STDOUT, STDERR, EXIT = range(32, 37)
 
 

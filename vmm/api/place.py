@@ -91,7 +91,7 @@ def directory(name: str) -> str:
         raise ConfigError(
             f"{name!r} cannot be the name of a VM",
             where="--name",
-            fix=f"1 to {NAME_MAX} letters, digits, dots, hyphens and underscores, a letter or digit first",
+            fix=f"1 to {NAME_MAX} letters, digits, dots, hyphens and underscores, a letter or digit first; not lan",
         )
     return os.path.join(root(), name)
 

@@ -7,7 +7,7 @@ with it:
 =======  =========================================  =================================================================
 from     message                                    when
 =======  =========================================  =================================================================
-VM       {"name": …, "directory": …, "pid": …}      its guest runs
+VM       {"name": …, "directory": …, "pid": …}      its guest runs; with a pidfd of its process
 VM       {"error": {…}}                             it cannot be: as in docs/control.md
 VM       {"code": …, "said": …}                     it has ended: the exit code, and what it has had to say
 user     b"keep"                                    it shall live on when the channel is closed; else it ends then
@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from vmm.api.client import NoAnswer, error_of
@@ -156,7 +157,7 @@ class Spawned:
         self._ended: Ended | None = None
         self._kept = False
         self._process = -1
-        started = self._next(time.monotonic() + wait_s)
+        started, fds = self._next(time.monotonic() + wait_s)
         if started is None:
             raise NoAnswer("has died before it ran", where="the warm process")
         if "error" in started:
@@ -164,7 +165,7 @@ class Spawned:
         self.name: str = started["name"]
         self.directory: str = started["directory"]
         self.pid: int = started["pid"]
-        self._process = os.pidfd_open(self.pid)
+        (self._process,) = fds
 
     def __enter__(self) -> Self:
         return self
@@ -180,7 +181,7 @@ class Spawned:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while self._ended is None:
-            message = self._next(deadline)
+            message, _ = self._next(deadline)
             self._ended = Ended(message["code"], message["said"]) if message else Ended(_KILLED, "")
         if not _ends(self._process, deadline):
             raise NoAnswer("has not ended", where=f"VM {self.name}")
@@ -188,7 +189,8 @@ class Spawned:
 
     def keep(self) -> None:
         """Let the VM live on when this process ends, or closes it."""
-        self._channel.send(KEEP)
+        with suppress(BrokenPipeError):  # it has ended
+            self._channel.send(KEEP)
         self._kept = True
 
     def close(self) -> None:
@@ -204,20 +206,21 @@ class Spawned:
         os.close(self._process)
         self._process = -1
 
-    def _next(self, deadline: float | None) -> dict[str, Any] | None:
-        """The next message; None when the process is gone."""
+    def _next(self, deadline: float | None) -> tuple[dict[str, Any] | None, list[int]]:
+        """The next message, and descriptors that come with it; None when the process is gone."""
         try:
             self._channel.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
-            data = self._channel.recv(MESSAGE_MAX)
+            data, fds, _, _ = socket.recv_fds(self._channel, MESSAGE_MAX, 1, socket.MSG_CMSG_CLOEXEC)
         except TimeoutError as error:
             what = "does not run in time" if self._process < 0 else "has not ended"
             raise NoAnswer(what, where="the warm process" if self._process < 0 else f"VM {self.name}") from error
         except ConnectionError:
-            return None
-        return json.loads(data) if data else None
+            return None, []
+        return (json.loads(data) if data else None), fds
 
 
 def _ends(process: int, deadline: float | None) -> bool:
     """Whether the process that the pidfd *process* is of ends by then."""
-    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-    return bool(select.select([process], [], [], left)[0])
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(None if deadline is None else max(0.0, 1e3 * (deadline - time.monotonic()))))

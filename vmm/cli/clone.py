@@ -10,7 +10,6 @@ from contextlib import ExitStack, closing, contextmanager
 from itertools import count, islice
 
 from vmm.agent.client import Agent
-from vmm.agent.wire import AgentError
 from vmm.api.client import Client
 from vmm.api.place import is_live
 from vmm.api.warm import Spawned, Warm
@@ -18,7 +17,7 @@ from vmm.cli.options import Option
 from vmm.cli.snapshot import WRITING_S
 from vmm.cli.verb import parse_verb
 from vmm.config import DiskConfig, MachineConfig, NetConfig, VsockConfig
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, VmmError
 from vmm.snapshot.file import Snapshot
 
 TYPE_CHECKING = False
@@ -62,7 +61,7 @@ def clone(arguments: Sequence[str], say: Say) -> int:
     names = names_of(source, options)
     with ExitStack() as held:
         is_file = "/" in source or os.path.isfile(source)
-        path = os.path.abspath(source) if is_file else held.enter_context(_snapshot_of(source))
+        path = os.path.abspath(source) if is_file else held.enter_context(_snapshot_of(source, options))
         snapshot = held.enter_context(closing(Snapshot(path)))
         warm = held.enter_context(Warm())
         clones = [held.enter_context(_spawn(warm, path, name, options)) for name in names]
@@ -106,15 +105,16 @@ def _joined(net: NetConfig, name: str) -> NetConfig:
 
 
 @contextmanager
-def _snapshot_of(name: str) -> Iterator[str]:
+def _snapshot_of(name: str, given: Options) -> Iterator[str]:
     """A snapshot of the running VM *name*, for as long as its clones are being made: they hold what they need of it."""
     directory = tempfile.mkdtemp(prefix="pyvmm-clone-", dir=os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108
     try:
         path = os.path.join(directory, "snapshot")
         with Client(name) as client:
             client.request("snapshot", wait_s=WRITING_S, path=path, overlays=True)
-        with closing(Snapshot(path)) as snapshot:
-            _check_disks(snapshot.config, name)
+        if not given.has("disk"):
+            with closing(Snapshot(path)) as snapshot:
+                _check_disks(snapshot.config, name)
         yield path
     finally:
         shutil.rmtree(directory)
@@ -166,16 +166,15 @@ def _renew(vm: Spawned, snapshot: Snapshot, say: Say) -> None:
     """Tell the guest of *vm* what has changed since the *snapshot*: the time, its luck, and its cards' addresses."""
     if snapshot.config.vsock is None:
         return
-    with Client(vm.name) as client:
-        status = client.request("status")
-    agent = Agent(status["vsock"], patience_s=_AGENT_S)
     try:
-        agent.set_time()
-        agent.reseed()
+        with Client(vm.name) as client:
+            status = client.request("status")
+        agent = Agent(status["vsock"], patience_s=_AGENT_S)
+        agent.renew()
         for index, new in enumerate(status["macs"]):
-            device = snapshot.machine["chips"][f"eth{index}"]["device"]
-            old = device["filter"]["address"].hex(":") if device else new
+            device = snapshot.machine["chips"][f"eth{index}"]["core"]["device"]
+            old = device["filter"]["address"].hex(":") if device else new  # one that is not in use has none yet
             if old != new:
                 agent.run(["sh", "-c", _READDRESS, "sh", old, new], timeout_s=_ASK_S)
-    except AgentError as error:
-        say(f"{vm.name}: has the random numbers of what it was cloned from, and addresses as there: {error}")
+    except VmmError as error:
+        say(f"{vm.name}: has the time, random numbers and addresses of what it was cloned from: {error}")

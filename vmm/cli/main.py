@@ -53,6 +53,8 @@ _EXIT_CODES = {
 #: Two vCPU threads and a busy third share the GIL best at this switch interval (docs/decisions/0003-gil.md).
 _SWITCH_INTERVAL_S = 1e-5
 _TAIL_LINES = 20
+#: What ends a VM.
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 OPTIONS = (
     Option("kernel", "bzImage or vmlinux to boot", metavar="FILE", short="k"),
@@ -125,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in VERBS:
             return _do(arguments[0], arguments[1:])
+        if arguments and not arguments[0].startswith("-") and arguments[0] != "run":
+            raise ConfigError("there is no such verb", where=arguments[0], fix="pyvmm --help lists them all")
         options = parse(arguments[1:] if arguments[:1] == ["run"] else arguments, OPTIONS)
         if options.has("help") or options.has("version"):
             sys.stdout.write(_help() if options.has("help") else f"pyvmm {__version__}\n")
@@ -291,7 +295,7 @@ def _boot_until_the_end(session: Session, place: Place, started: Started, *, ver
 
     config = session.config
     deadline = None if config.timeout_s is None else time.monotonic() + config.timeout_s
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in ENDING_SIGNALS:
         signal.signal(number, lambda number, _: session.stop(f"by {signal.Signals(number).name}"))
     signal.signal(signal.SIGCONT, lambda *_: session.resume())
     if config.console == "virtio":

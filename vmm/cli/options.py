@@ -65,14 +65,17 @@ class Options:
         """The value of the option *name* in seconds, if it was given.
 
         Raises:
-            ConfigError: it is no number.
+            ConfigError: it is no number, or less than 0.
         """
         if name not in self._given:
             return None
         try:
-            return float(self.one(name))
+            value = float(self.one(name))
         except ValueError:
-            raise ConfigError(f"{self.one(name)!r} is no number of seconds", where=f"--{name}") from None
+            value = -1
+        if value < 0:
+            raise ConfigError(f"{self.one(name)!r} is no number of seconds", where=f"--{name}")
+        return value
 
 
 def parse(

@@ -43,7 +43,7 @@ def info(arguments: Sequence[str], _say: Callable[[str], None]) -> int:
     with Client(name) as client:
         told = client.request("status")
     if as_json:
-        sys.stdout.write(json.dumps({"version": JSON_VERSION, **told}, indent=2) + "\n")
+        sys.stdout.write(json.dumps({"version": JSON_VERSION, "vm": told}, indent=2) + "\n")
     else:
         sys.stdout.write(render_info(told))
     return 0

@@ -12,25 +12,29 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 from contextlib import suppress
 from importlib import import_module
+from tempfile import TemporaryDirectory
 
 from vmm.api.control import described
 from vmm.api.place import LOG
 from vmm.api.warm import KEEP, MESSAGE_MAX
-from vmm.cli.main import OPTIONS, booted, cache_directory, failed
+from vmm.cli.main import ENDING_SIGNALS, OPTIONS, booted, cache_directory, failed
 from vmm.cli.options import Options, parse
 from vmm.cli.snapshot import restored
 from vmm.config import MEMORY_MIN, MachineConfig
-from vmm.errors import ConfigError, VmmError
+from vmm.errors import VmmError
 from vmm.kvm.assist.probe import host_kind
+from vmm.layout import HIGH_RAM
 from vmm.machine import Machine
 from vmm.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from vmm.api.place import Place
@@ -72,17 +76,17 @@ def main(door_fd: int) -> None:
     """Serve the door *door_fd* until nobody is on the other side."""
     door = socket.socket(fileno=door_fd)
     _import_all()
-    host = None
+    snapshot, host = "", None
     with suppress(VmmError):  # who asks for a VM is to hear it
         host = host_kind(cache_directory())
-        _rehearse(host)
+        snapshot = _idle_machine(host)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the copies
     gc.freeze()
     while True:
         taken, take = os.pipe()
         if os.fork() == 0:
             os.close(taken)
-            _stand_at(door, take, host)
+            _stand_at(door, take, snapshot, host)
         os.close(take)
         if not os.read(taken, 1):
             return
@@ -97,11 +101,11 @@ def _import_all() -> None:
             import_module(name)
 
 
-def _stand_at(door: socket.socket, take: int, host: HostKind | None) -> None:
+def _stand_at(door: socket.socket, take: int, snapshot: str, host: HostKind | None) -> None:
     """Wait for a request, and be the VM that it asks for; ends the process."""
     try:
-        if host and not select.select([door], [], [], _IDLE_S)[0]:
-            _rehearse(host)
+        if host and snapshot and not select.select([door], [], [], _IDLE_S)[0]:
+            _rehearse(snapshot, host)
         request, fds, _, _ = socket.recv_fds(door, MESSAGE_MAX, 1, socket.MSG_CMSG_CLOEXEC)
         if fds:
             with suppress(BrokenPipeError):  # this is the last copy of a warm process that was killed
@@ -114,21 +118,50 @@ def _stand_at(door: socket.socket, take: int, host: HostKind | None) -> None:
         os._exit(0)
 
 
-def _rehearse(host: HostKind) -> None:
-    """Make a machine, and drop it: so that Python's objects, which VMs change by their use, are this process's own.
-
-    Else a thousand pages would have to be copied while a guest waits, which takes half of its time.
-    """
-    config = MachineConfig(kernel="", memory_bytes=MEMORY_MIN, serial="null")
-    session = Session(config, host, say=_ignore, trace=_ignore, cache_dir=None)
-    try:
-        Machine.build(session)
-    except ConfigError:  # the last thing that is done, and there is no kernel
+def _idle_machine(host: HostKind) -> str:
+    """A snapshot of a machine that idles, for rehearsals; its file is gone as soon as this process is."""
+    with TemporaryDirectory() as directory:
+        kernel, path = os.path.join(directory, "kernel"), os.path.join(directory, "snapshot")
+        with open(kernel, "wb") as file:
+            file.write(_idle_kernel())
+        config = MachineConfig(kernel=kernel, boot="pvh", memory_bytes=MEMORY_MIN, serial="null")
+        session = Session(config, host, say=_ignore, trace=_ignore, cache_dir=None)
+        machine = Machine.build(session)
+        machine.snapshot(path)
+        machine.close()
         session.close()
+        return f"/proc/self/fd/{os.open(path, os.O_RDONLY | os.O_CLOEXEC)}"
+
+
+def _idle_kernel() -> bytes:
+    """An ELF file that is entered by PVH, and there: no interrupt from the PICs; sti, hlt, and again."""
+    code, note = b"\xb0\xff\xe6\x21\xe6\xa1\xfb\xf4\xeb\xfd", struct.pack("<III4sI", 4, 4, 18, b"Xen", HIGH_RAM)
+    head = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 62, 1, HIGH_RAM, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    at = len(head) + 2 * 56
+    noted = struct.pack("<IIQQQQQQ", 4, 4, at, 0, 0, len(note), len(note), 4)
+    load = struct.pack("<IIQQQQQQ", 1, 5, at + len(note), HIGH_RAM, HIGH_RAM, len(code), len(code), 4)
+    return head + noted + load + note + code
+
+
+def _rehearse(snapshot: str, host: HostKind) -> None:
+    """Be a VM that goes on from *snapshot*, to its end, where nobody sees it.
+
+    Python's objects, which change as they are used, are this process's own then. Else a thousand pages would have to be
+    copied while a guest waits, and all code run for the first time, which takes more than half of its time.
+    """
+    before = os.environ.get("PYVMM_RUN")
+    with suppress(VmmError), TemporaryDirectory() as directory:
+        os.environ["PYVMM_RUN"] = directory
+        restored(snapshot, Options({}), lambda _: os.kill(os.getpid(), signal.SIGTERM), host)
+    os.environ.pop("PYVMM_RUN")
+    if before is not None:
+        os.environ["PYVMM_RUN"] = before
+    for number in ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _ignore(_: str) -> None:
-    """What a rehearsal has to say."""
+    """What an idle machine has to say."""
 
 
 class _Vm:
@@ -181,7 +214,9 @@ class _Vm:
 
     def _started(self, place: Place) -> None:
         self._runs = True
-        self._tell(name=place.name, directory=place.path, pid=os.getpid())
+        process = os.pidfd_open(os.getpid())
+        self._tell([process], name=place.name, directory=place.path, pid=os.getpid())
+        os.close(process)
         log = os.open(place.file(LOG), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         os.dup2(log, 2)
         os.close(log)
@@ -193,9 +228,9 @@ class _Vm:
         if self._channel.recv(len(KEEP)) != KEEP:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _tell(self, **message: object) -> None:
+    def _tell(self, fds: Sequence[int] = (), **message: object) -> None:
         try:
-            self._channel.send(json.dumps(message).encode())
+            socket.send_fds(self._channel, [json.dumps(message).encode()], fds)
         except OSError:  # nobody is there any more
             return
 

@@ -18,6 +18,7 @@ _LEAF1_ECX_CX16 = 1 << 13
 _LEAF1_ECX_TSC_DEADLINE = 1 << 24
 _LEAF1_ECX_HYPERVISOR = 1 << 31
 _LEAF1_EDX_HTT = 1 << 28
+_LEAF8000_0007_EDX_INVARIANT_TSC = 1 << 8
 
 
 def set_topology(table: abi.kvm_cpuid2, index: int, cpus: int, *, tsc_deadline: bool) -> None:
@@ -86,6 +87,11 @@ def hide(table: abi.kvm_cpuid2, function: int, register: str, bits: int) -> None
 def hide_hypercalls(table: abi.kvm_cpuid2) -> None:
     """Offer no hypercall: on software KVM `vmcall` in ring 0 never completes."""
     hide(table, 0x4000_0001, "eax", HYPERCALLING)
+
+
+def hide_invariant_tsc(table: abi.kvm_cpuid2) -> None:
+    """Let Linux take kvm-clock for its clock, and not the TSC, which cannot be put right after a restore."""
+    hide(table, 0x8000_0007, "edx", _LEAF8000_0007_EDX_INVARIANT_TSC)
 
 
 def hide_cx16(table: abi.kvm_cpuid2) -> None:

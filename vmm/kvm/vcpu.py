@@ -30,6 +30,8 @@ _INTERNAL = struct.Struct("<II")  # suberror, ndata
 _INSTRUCTION = struct.Struct("<QB15s")  # flags, insn_size, insn_bytes
 _MSR = struct.Struct("<B7xIIQ")  # error, reason, index, data
 _DEBUG = struct.Struct("<IIQQQ")  # exception, pad, pc, dr6, dr7
+_BITMAP_AT = (abi.RUN_SYNC_REGS + abi.kvm_sync_regs.sregs.offset + abi.kvm_sregs.interrupt_bitmap.offset) // 8
+_NO_INTERRUPTS = memoryview(bytes(32)).cast("Q")
 
 
 def _enter_by_ioctl(fd: int, _: mmap.mmap) -> Callable[[], int]:
@@ -193,6 +195,10 @@ class Vcpu:
 
     def mark_dirty(self, sets: int) -> None:
         """Let the next `run` load *sets* from `regs`, `sregs`, `events` first."""
+        if sets & abi.KVM_SYNC_X86_SREGS:
+            # KVM adds to this bitmap what is being injected at an exit, never takes any of it away, and would inject
+            # all of it again. What is still to be injected it knows without.
+            self._words[_BITMAP_AT : _BITMAP_AT + len(_NO_INTERRUPTS)] = _NO_INTERRUPTS
         self._words[abi.RUN_DIRTY_REGS // 8] |= sets
 
     def fetch_registers(self) -> None:

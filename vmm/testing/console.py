@@ -18,9 +18,13 @@ _TAIL_SIZE = 64 << 10
 class Log:
     """The log *path* of a VM, from its beginning, and when the VM has taken it away too. Not for several threads."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, opened: str = "") -> None:
         self._path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = os.open(opened or path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def again(self) -> Log:
+        """The same log, to be read from its beginning."""
+        return Log(self._path, f"/proc/self/fd/{self._fd}")
 
     def read(self, size: int) -> bytes:
         """The next bytes, up to *size* of them; none if there are no more yet."""

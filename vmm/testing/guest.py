@@ -22,6 +22,8 @@ class Guest:
     name: str
     timeout: float
     agent: Agent
+    #: Whether an answer is waited for.
+    is_asked = False
 
     @overload
     def run(
@@ -161,6 +163,7 @@ class Guest:
 
     def _ask(self, ask: Callable[[], _T], what: object, timeout: float) -> _T:
         """What *ask* gives, or what has become of the VM."""
+        self.is_asked = True
         try:
             return ask()
         except AgentRefused as error:
@@ -172,6 +175,8 @@ class Guest:
             raise self._failure(error) from error
         except AgentError as error:
             raise self._failure(error) from error
+        finally:
+            self.is_asked = False
 
     def _answers(self) -> bool:
         """Whether the agent answers a greeting in time."""

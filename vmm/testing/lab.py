@@ -76,6 +76,7 @@ class Session:
         (pytest.fail if self._required else pytest.skip)(reason)
 
     def _on_alarm(self, _number: int, _frame: FrameType | None) -> None:
+        __tracebackhide__ = True
         if self.lab is not None:
             self.lab.check()
 
@@ -112,7 +113,7 @@ class Lab:
             nets=config.with_lans(self._suffix).nets,
             timeout=timeout,
         )
-        vm.on_end = self._on_end
+        vm.on_failure = self._on_failure
         self._ends.callback(vm.close)
         self._vms.append(vm)
         return vm.start()
@@ -127,8 +128,9 @@ class Lab:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Raise what kills a guest, in the main thread and at once; at the end, in any."""
-        self._session.lab = self
+        """Raise what kills a guest, at once if this is the main thread; else at the end."""
+        if threading.current_thread() is threading.main_thread():
+            self._session.lab = self
         try:
             yield
         finally:
@@ -136,14 +138,17 @@ class Lab:
         self.check()
 
     def check(self) -> None:
-        """Raise what has killed a guest, if nobody has been told yet."""
+        """Raise what has become of a guest that has died or hangs, if nobody has been told yet."""
+        __tracebackhide__ = True
         for vm in self._vms:
-            if vm.has_failed:
-                raise vm.ended_error()
+            failure = vm.failure()
+            if failure is not None:
+                raise failure
 
     def tell(self, report: pytest.TestReport, *, keep: bool) -> None:
         """Add what there is to know of the VMs to the *report* of a failing test, and to the log directory."""
-        for vm in self._vms:
+        logged = bool(self._session.logdir) and report.when == "call"
+        for vm in self._vms if report.failed or logged else ():
             lines, stats = vm.console_lines(), _stats(vm)
             if report.failed:
                 told = [f"{vm.outcome}; the last of {len(lines)} lines of its console:", *lines[-_LINES:]]
@@ -152,7 +157,7 @@ class Lab:
                         f"It lives on: pyvmm console {vm.name}; pyvmm exec {vm.name} -- …; pyvmm kill {vm.name}"
                     )
                 report.sections += [(f"VM {vm.name}", "\n".join(told)), (f"VM {vm.name}: statistics", stats)]
-            if self._session.logdir and report.when == "call":
+            if logged:
                 directory = os.path.join(self._session.logdir, _plain(self._item.nodeid, 200))
                 os.makedirs(directory, exist_ok=True)
                 with open(os.path.join(directory, f"{vm.name}.log"), "w", encoding="utf-8") as file:
@@ -172,9 +177,10 @@ class Lab:
             config = configured(config, {name: value for name, value in given.items() if name != "timeout"})
         return config, timeout
 
-    def _on_end(self, _vm: VM) -> None:
-        """A guest has died: from a thread of its VM."""
-        signal.pthread_kill(threading.main_thread().ident or 0, _ALARM)
+    def _on_failure(self, _vm: VM) -> None:
+        """A guest has died, or hangs: from a thread of its VM."""
+        if self._session.lab is self:
+            signal.pthread_kill(threading.main_thread().ident or 0, _ALARM)
 
 
 def configured(config: Config, settings: Mapping[str, Any]) -> Config:

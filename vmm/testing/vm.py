@@ -7,13 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from vmm.agent.client import Agent, AgentError
+from vmm.api import place
 from vmm.api.client import Client, NoAnswer, NoSuchVm
-from vmm.api.place import LOG
 from vmm.api.warm import Ended, Spawned
-from vmm.errors import VmmError
+from vmm.errors import HostError, VmmError
 from vmm.host.vsock import VSOCK
 from vmm.testing import process
 from vmm.testing.config import Config
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 #: How long what blocks may take by default, in seconds; and a boot until the agent answers.
 TIMEOUT_S, BOOT_TIMEOUT_S = 60.0, 300.0
 _PANIC, _CRASH, _STOPPED = 120, 121, 123
-#: A guest that does not answer a greeting in this time hangs.
-_HANG_S = 10.0
+#: A guest that is asked something gets a greeting now and then; one that does not answer it in this time hangs.
+_BEAT_S, _HANG_S = 30.0, 20.0
 #: Between the end of the agent's connection and that of the VM; and for one that is to end.
 _ENDING_S, _END_S = 5.0, 15.0
 _CONSOLE_LINES = 200
@@ -107,16 +108,20 @@ class VM(Guest):
         self.config, self._snapshot = config, snapshot
         self.name = name or f"test-{os.getpid()}-{next(_numbers)}"
         self.timeout, self._boot_timeout = timeout, boot_timeout
-        #: Called when it has ended though nobody asked it to; in a thread of its own.
-        self.on_end: Callable[[VM], None] = lambda _vm: None
+        self.directory = place.directory(self.name)
+        self.agent = Agent(os.path.join(self.directory, VSOCK), patience_s=timeout)
+        #: Called when there is a `failure`; in a thread of its own.
+        self.on_failure: Callable[[VM], None] = lambda _vm: None
         self._process: Spawned | None = None
         self._watch = threading.Thread(target=self._wait_for_end, name=f"VM {self.name}", daemon=True)
         self._over = threading.Event()
         self._ended: Ended | None = None
         #: Whether it may end: asked to, or expected.
         self._may_end = False
+        self._hangs = self._paused = False
         self._kept = False
         self._console: Console | None = None
+        self._last_lines: list[str] = []
 
     def __enter__(self) -> Self:
         return self.start()
@@ -125,7 +130,7 @@ class VM(Guest):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<VM {self.name}: {self.outcome}>"
+        return f"<VM {self.name}: {self.outcome.splitlines()[0]}>"
 
     def start(self) -> Self:
         """Boot it, or let it go on from its snapshot, until the agent answers."""
@@ -133,15 +138,12 @@ class VM(Guest):
             self._begin()
         except VmmError as error:
             raise StartFailed(str(error), name=self.name) from error
-        self.agent = Agent(os.path.join(self.directory, VSOCK))
         try:
             if self._snapshot is None:
-                Agent(os.path.join(self.directory, VSOCK), patience_s=self._boot_timeout).hello(
-                    timeout_s=self._boot_timeout
-                )
+                limit = self._boot_timeout
+                Agent(os.path.join(self.directory, VSOCK), patience_s=limit).hello(timeout_s=limit)
             else:
-                self.agent.set_time(timeout_s=self.timeout)
-                self.agent.reseed(timeout_s=self.timeout)
+                self.agent.renew(self.timeout)
         except BaseException as error:
             failure = self._failure(error) if isinstance(error, AgentError) else None
             self.close()
@@ -159,9 +161,15 @@ class VM(Guest):
         else:
             nets = self.config.nets or None
             self._process = warm.spawn(self._snapshot.path, name=self.name, nets=nets, wait_s=self.timeout)
-        self.directory, self.pid = self._process.directory, self._process.pid
-        self._pidfd = os.pidfd_open(self.pid)
-        self._log = Log(os.path.join(self.directory, LOG))
+        self.pid = self._process.pid
+        try:
+            self._log = Log(os.path.join(self.directory, place.LOG))
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError as error:
+            said = self._process.wait(self.timeout).said
+            self._process.close()
+            self._process = None
+            raise HostError(f"has ended at once: {said}") from error
         self._watch.start()
 
     def close(self) -> None:
@@ -171,7 +179,8 @@ class VM(Guest):
         if not self._kept:
             self.kill()
             self._watch.join()
-        self._process.close()
+            self._process.close()  # of one that is kept, the thread waits on
+        self._last_lines = self._log.tail(_CONSOLE_LINES)
         self._process = None
         os.close(self._pidfd)
         self._log.close()
@@ -182,7 +191,7 @@ class VM(Guest):
         """Let it run on when it is closed, and when this process ends."""
         assert self._process is not None
         self._process.keep()
-        self._kept = True
+        self._kept = self._may_end = True
 
     # -- control -----------------------------------------------------------------------------------------------------
 
@@ -197,11 +206,13 @@ class VM(Guest):
 
     def pause(self) -> None:
         """Stop its processors: they are out of the guest afterwards."""
+        self._paused = True
         self.request("pause")
 
     def resume(self) -> None:
         """Let them go on."""
         self.request("resume")
+        self._paused = False
 
     def stop(self, timeout: float = 20.0) -> Ended:
         """Ask the guest to shut down, and end the VM when it has or after *timeout*."""
@@ -213,7 +224,7 @@ class VM(Guest):
         """End it at once; the guest is not asked."""
         self._may_end = True
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if not self._over.is_set():
+            with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
             if self._over.wait(_END_S):
                 break
@@ -240,41 +251,46 @@ class VM(Guest):
     def console(self) -> Console:
         """Its console, as a pexpect object."""
         if self._console is None:
-            self._console = Console(
-                Log(os.path.join(self.directory, LOG)), self._type, self._over.is_set, self.ended_error, self.timeout
-            )
+            self._console = Console(self._log.again(), self._type, self._over.is_set, self.ended_error, self.timeout)
         return self._console
 
     def console_lines(self, count: int = _CONSOLE_LINES) -> list[str]:
         """The last lines that its guest has printed."""
-        return self._log.tail(count)
+        return self._last_lines[-count:] if self._process is None else self._log.tail(count)
 
     @property
     def outcome(self) -> str:
         """Whether it runs, and else how it ended."""
         if self._process is None and self._ended is None:
             return "not running"
-        return "running" if self._ended is None else self.ended_error().what
+        return "running" if self._ended is None else self._end().what
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether it has ended though nobody asked it to, and not by the guest's own will."""
-        return self._ended is not None and not self._may_end and self._ended.code not in (0, _STOPPED)
+    def failure(self) -> VMError | None:
+        """What has gone wrong with it, once: it has ended by itself and not well, or does not answer any more."""
+        if self._ended is not None and not self._may_end and self._ended.code not in (0, _STOPPED):
+            return self.ended_error()
+        if self._hangs:
+            self._hangs = False
+            return GuestHang("its agent does not answer any more", name=self.name, console=self.console_lines())
+        return None
 
     def ended_error(self) -> GuestEnded:
-        """How it has ended, as what is raised for that."""
+        """How it has ended, to be raised: it is no `failure` any more."""
+        self._may_end = True
+        return self._end()
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _end(self) -> GuestEnded:
         ended = self._ended
         assert ended is not None
-        self._may_end = True  # who gets this knows it
         kind = {_PANIC: GuestPanic, _CRASH: GuestCrash}.get(ended.code, GuestEnded)
         console = self.console_lines()
         lines = [line.removeprefix("pyvmm: ") for line in ended.said.splitlines() if _ASSISTING not in line]
         what = "\n".join(lines) or ("the guest powered off" if ended.code == 0 else "the VM was stopped")
         if kind is GuestPanic:  # its own words say more than how they were noticed
-            what = next((line[line.index(_PANIC_LINE) :] for line in reversed(console) if _PANIC_LINE in line), what)
+            what = next((line[line.index(_PANIC_LINE) :] for line in console if _PANIC_LINE in line), what)
         return kind(what, code=ended.code, name=self.name, console=console)
-
-    # -- inside ------------------------------------------------------------------------------------------------------
 
     def _failure(self, error: Exception) -> VMError:
         """What has become of it, of which *error* is a sign."""
@@ -296,7 +312,11 @@ class VM(Guest):
 
     def _wait_for_end(self) -> None:
         assert self._process is not None
-        self._ended = self._process.wait()
-        self._over.set()
-        if self.has_failed:
-            self.on_end(self)
+        while self._ended is None:
+            try:
+                self._ended = self._process.wait(_BEAT_S)
+                self._over.set()
+            except NoAnswer:
+                self._hangs = self.is_asked and not self._paused and not self._answers()
+            if self._hangs or not (self._may_end or self._ended is None):
+                self.on_failure(self)

@@ -48,9 +48,10 @@ def test_no_whole_number(text: str) -> None:
         parse([f"--cpus={text}"], TABLE).number("cpus", 1)
 
 
-def test_no_number_of_seconds() -> None:
-    with pytest.raises(ConfigError, match="--timeout: 'soon'"):
-        parse(["--timeout", "soon"], TABLE).seconds("timeout")
+@pytest.mark.parametrize("text", ["soon", "-1"])
+def test_no_number_of_seconds(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--timeout: '{text}' is no number of seconds"):
+        parse(["--timeout", text], TABLE).seconds("timeout")
 
 
 @pytest.mark.parametrize(

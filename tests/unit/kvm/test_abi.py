@@ -139,7 +139,13 @@ def entry(table: abi.kvm_cpuid2, function: int, index: int = 0) -> abi.kvm_cpuid
 
 
 def cpuid_table() -> abi.kvm_cpuid2:
-    leaves = [(1, 0), (4, 0), (4, 3), (0xB, 0), (0x4000_0001, 0), (0x8000_0008, 0), (0x8000_001E, 0)]
+    leaves = [
+        (1, 0),
+        (4, 0),
+        (4, 3),
+        (0xB, 0),
+        *((leaf, 0) for leaf in (0x4000_0001, 0x8000_0007, 0x8000_0008, 0x8000_001E)),
+    ]
     table = abi.kvm_cpuid2(nent=len(leaves))
     for target, (function, index) in zip(table.entries, leaves, strict=False):
         target.function, target.index = function, index
@@ -167,6 +173,8 @@ def test_hiding() -> None:
     table = cpuid_table()
     cpuid.hide_hypercalls(table)
     cpuid.hide_cx16(table)
+    cpuid.hide_invariant_tsc(table)
     assert entry(table, 0x4000_0001).eax == 0xFFFF_FFFF & ~(1 << 2 | 1 << 7 | 1 << 11 | 1 << 13)
     assert entry(table, 1).ecx == 0xFFFF_FFFF & ~(1 << 13)
     assert entry(table, 1).eax == 0xFFFF_FFFF
+    assert entry(table, 0x8000_0007).edx == 0xFFFF_FFFF & ~(1 << 8)

@@ -18,7 +18,7 @@ class FakeVM:
 
     def __init__(self, config: Config, name: str) -> None:
         self.config, self.name = config, name
-        self.on_end: Callable[[Any], None] = lambda _: None
+        self.on_failure: Callable[[Any], None] = lambda _: None
         self.has_failed = self.closed = self.kept = False
         self.commands: list[object] = []
         FakeVM.made.append(self)
@@ -61,13 +61,13 @@ class FakeVM:
     def outcome(self) -> str:
         return "Kernel panic: gone" if self.has_failed else "running"
 
-    def ended_error(self) -> VMError:
-        return GuestPanic("Kernel panic: gone", code=120, name=self.name)
+    def failure(self) -> VMError | None:
+        return GuestPanic("Kernel panic: gone", code=120, name=self.name) if self.has_failed else None
 
     def panic(self) -> None:
         """Die, as from a thread of its own."""
         self.has_failed = True
-        self.on_end(self)
+        self.on_failure(self)
 
 
 def touch(path: str, seconds: int) -> None:

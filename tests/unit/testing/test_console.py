@@ -98,4 +98,7 @@ def test_a_log_is_read_when_its_vm_has_taken_it_away(vm: Vm) -> None:
     vm.path.unlink()
     assert log.tail(2) == ["second", "thi"]
     assert log.read(5) == b"first"
+    again = log.again()
+    assert again.read(5) == b"first"
     log.close()
+    again.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ Run = Callable[..., pytest.RunResult]
 
 
 def _clone(snapshot: Snapshot, name: str = "", *, nets: tuple[str, ...] = (), timeout: float = 0) -> FakeVM:
-    del nets, timeout
-    return FakeVM(snapshot.config, name)
+    del timeout
+    return FakeVM(replace(snapshot.config, nets=nets), name)
 
 
 @pytest.fixture
@@ -190,8 +191,10 @@ def test_guests_of_one_network_are_told_their_names(run: Run) -> None:
     """)
     done.assert_outcomes(passed=1)
     web, db = clones()
-    assert web.config.nets == ("lan=net,name=web",)
+    assert [vm.config.nets[0].split(",")[1] for vm in (web, db)] == ["name=web", "name=db"]
+    assert web.config.nets[0].split(",")[0] == db.config.nets[0].split(",")[0] != "lan=net"
     assert web.commands != db.commands
+    assert len(FakeVM.made) == 3
 
 
 def test_the_plugin_imports_nothing_that_other_tests_do_not_need(pytester: pytest.Pytester) -> None:
