@@ -170,8 +170,7 @@ class Machine:
         return lambda: acpi.build_tables(self._config.cpus, [], (root.windows, root.lines))
 
     def _reporting(self) -> Reporting:
-        session = self._session
-        return {"on_fault": session.say, "trace": session.trace("virtio"), "tally": session.devices}
+        return {"on_fault": self._session.say, "trace": self._session.trace("virtio"), "tally": self._session.devices}
 
     def _adopt(self, transport: Transport) -> None:
         """Close *transport* at the end, and serve its kicks unless its device does."""
@@ -398,7 +397,4 @@ class Machine:
         if self._panic is None:
             self._panic = message
             self._session.tell("panic", message=message)
-            self._loop.call_later(_PANIC_GRACE_S, self._finish_panic)
-
-    def _finish_panic(self) -> None:
-        self._finish(Outcome(outcome.PANIC, self._panic or ""))
+            self._loop.call_later(_PANIC_GRACE_S, lambda: self._finish(Outcome(outcome.PANIC, message)))

@@ -82,7 +82,7 @@ def test_each_is_a_machine_of_its_own(original: str, clones: list[str]) -> None:
         assert run(agent, "cat /before") == "before"
         run(
             agent,
-            f"echo {name} >/own; dd if=/dev/urandom of=/big bs=64k count=32; sync; echo 3 >/proc/sys/vm/drop_caches",
+            f"echo {name} >/own; dd if=/dev/urandom of=/big bs=4k count=4; sync; echo 3 >/proc/sys/vm/drop_caches",
         )
     for name, agent in zip(clones, agents, strict=True):
         assert run(agent, "cat /own") == name
