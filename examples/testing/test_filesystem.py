@@ -13,8 +13,8 @@ DAMAGE = f"dd if=/dev/zero of={DISK} bs=1024 seek=1 count=1 conv=notrunc"
 
 @pytest.fixture
 def mounted(vm: VM) -> VM:
-    """The VM with a file system of 32 MiB on the disk of 64."""
-    vm.run(["mke2fs", "-q", "-t", "ext4", "-b", "1024", DISK, "32M"])
+    """The VM with a file system of 12 MiB on the disk of 64."""
+    vm.run(["mke2fs", "-q", "-t", "ext4", "-b", "1024", DISK, "12M"])
     vm.run(f"mount -t ext4 {DISK} /mnt && echo precious > /mnt/file")
     return vm
 
