@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vmm.native.plain import PlainRegisters
     from vmm.parts import Parts
     from vmm.regs import Chip
+    from vmm.standstill import Standstill
     from vmm.virtio.transport.core import Reporting, Transport
 
     class _Closable(Protocol):
@@ -255,10 +256,17 @@ class Machine:
                     raise HostError("the guest has ended")
                 file.take(self._parts().state(self._kvm), self._session.backends.disks, overlays=overlays)
             finally:
-                standstill.end(running=self._started)
+                self._end_standstill(standstill)
             file.finish()
         finally:
             file.close()
+
+    def _end_standstill(self, standstill: Standstill) -> None:
+        try:
+            standstill.end(running=self._started)
+        except BaseException as error:
+            self._finish(error)  # a guest without one of its devices is none
+            raise
 
     def _parts(self) -> Parts:
         from vmm.parts import Parts

@@ -56,11 +56,17 @@ class Standstill:
                 transport.core.stand()
 
     def end(self, *, running: bool) -> None:
-        """Let everything go on."""
-        if running:
-            for transport in self._transports:
-                with transport.lock:
-                    transport.core.go_on()
-        self._over.set()
-        for runner in self._runners:
-            runner.release(_HOLDER)
+        """Let everything go on.
+
+        Raises:
+            HostError: a device cannot; all the rest does.
+        """
+        try:
+            if running:
+                for transport in self._transports:
+                    with transport.lock:
+                        transport.core.go_on()
+        finally:
+            self._over.set()
+            for runner in self._runners:
+                runner.release(_HOLDER)

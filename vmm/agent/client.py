@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 
@@ -38,6 +39,8 @@ PATIENCE_S = 10.0
 OUTPUT_MAX, FILE_MAX = 64 << 20, 4 << 30
 #: An output nobody wants.
 DISCARD = -1
+#: A signal that cannot be sent on for so long ends the command by the end of its connection.
+_STUCK_S = 5.0
 _SEED_BYTES = 64
 _NONCE_BYTES = 16
 _SIGNALS_MAX = 16
@@ -198,6 +201,7 @@ def _converse(
     """Carry a command's streams until its end."""
     captured = {kind: bytearray() for kind in sinks}
     feed = _Feed(stdin)
+    deadline = wire.deadline
     while True:
         while (received := wire.received()) is not None:
             kind, payload = wire.check(*received, name, Frame.EXIT, *sinks)
@@ -218,7 +222,11 @@ def _converse(
             wire.read()
         if room:
             feed.frames = feed.frames[wire.send_some(feed.frames) :]
+            if not feed.frames:
+                wire.deadline = deadline
         if signals in ready:
+            if feed.frames:  # behind input that may never be read: then the connection's end ends the command
+                wire.deadline = min(wire.deadline or math.inf, time.monotonic() + _STUCK_S)
             feed.send_signals(os.read(wanted[0], _SIGNALS_MAX))
         if feed.descriptor in ready:
             feed.read()

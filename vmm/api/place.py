@@ -68,7 +68,11 @@ class Place:
 
 
 def root() -> str:
-    """Where the directories of this user's VMs are: $PYVMM_RUN, or in a runtime directory of the user's own."""
+    """Where the directories of this user's VMs are: $PYVMM_RUN, or in a runtime directory of the user's own.
+
+    Raises:
+        BackendError: it is in /tmp, and somebody else's.
+    """
     own = os.environ.get("PYVMM_RUN")
     if own:
         return own
@@ -77,7 +81,10 @@ def root() -> str:
         # After `su` XDG_RUNTIME_DIR is still the other user's.
         if runtime and os.path.isdir(runtime) and os.stat(runtime).st_uid == user:
             return os.path.join(runtime, "pyvmm")
-    return f"/tmp/pyvmm-{user}"  # noqa: S108  checked to be ours
+    path = f"/tmp/pyvmm-{user}"  # noqa: S108
+    if os.path.lexists(path):
+        _check_own(path)
+    return path
 
 
 def directory(name: str) -> str:
@@ -201,9 +208,13 @@ def _make_directory(path: str) -> None:
     try:
         os.makedirs(path, 0o700)
     except FileExistsError:
-        found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            raise BackendError("others may change it", where=path, fix="remove it, or set PYVMM_RUN") from None
+        _check_own(path)
+
+
+def _check_own(path: str) -> None:
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise BackendError("others may change it", where=path, fix="remove it, or set PYVMM_RUN") from None
 
 
 def _empty(path: str) -> None:

@@ -10,7 +10,7 @@ from vmm.agent.client import Agent, AgentError, Completed
 from vmm.api.place import directory, is_live
 from vmm.cli.options import Option
 from vmm.cli.verb import parse_verb
-from vmm.errors import ConfigError, VmmError
+from vmm.errors import BackendError, ConfigError
 from vmm.host.vsock import VSOCK
 
 TYPE_CHECKING = False
@@ -95,7 +95,7 @@ class Errand:
     def __init__(self, command: str, session: Session) -> None:
         self._command, self._session = command, session
         self._code: int | None = None
-        self._error: VmmError | None = None
+        self._error: Exception | None = None
 
     def begin(self) -> None:
         """The guest is running."""
@@ -106,6 +106,7 @@ class Errand:
 
         Raises:
             AgentError: the agent did not answer, or gave up.
+            BrokenPipeError, BackendError: a stream of ours is gone.
         """
         if self._error is not None:
             raise self._error
@@ -123,4 +124,9 @@ class Errand:
         except AgentError as error:
             if self._session.machine is not None:
                 self._error = error
-        self._session.stop("by --exec")
+        except BrokenPipeError as error:  # nobody reads our stdout any more
+            self._error = error
+        except OSError as error:
+            self._error = BackendError(f"stdin, stdout or stderr: {error.strerror}", where="--exec")
+        finally:
+            self._session.stop("by --exec")

@@ -104,6 +104,9 @@ def _replaced(config: MachineConfig, options: Options) -> MachineConfig:
         changes["vsock"] = parse_vsock(options.one("vsock"))
     if options.has("serial"):
         changes["serial"] = options.one("serial")
+    elif config.serial.startswith("file:"):
+        # Whoever wrote the snapshot is not to choose what is emptied here.
+        raise ConfigError("would be emptied", where=config.serial[5:], fix=f"if it may be: --serial {config.serial}")
     if options.has("clone"):
         from vmm.cli.clone import cloned
 

@@ -66,8 +66,8 @@ _NATIVE = (
 )
 #: Who has found nobody at the door for so long has time for a rehearsal.
 _IDLE_S = 0.05
-#: Of what a VM has had to say, in characters.
-_SAID_MAX = 32 << 10
+#: Of what a VM has had to say, in characters: of up to 12 bytes in JSON, and all must fit into a message.
+_SAID_MAX = 10 << 10
 #: The exit code of a Python that ends by an exception.
 _BUG = 1
 
@@ -225,7 +225,10 @@ class _Vm:
 
     def _watch(self) -> None:
         """End the VM with its owner."""
-        if self._channel.recv(len(KEEP)) != KEEP:
+        said = b""
+        with suppress(ConnectionError):  # it went without having read what we told it
+            said = self._channel.recv(len(KEEP))
+        if said != KEEP:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _tell(self, fds: Sequence[int] = (), **message: object) -> None:

@@ -81,7 +81,10 @@ class VsockGate:
 
     def connect(self, port: int) -> socket.socket | None:
         """A connection to whoever listens at `PATH_<port>`; None if nobody does."""
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:  # no more descriptors
+            return None
         try:
             server.connect(f"{self.path}_{port}")
         except OSError:

@@ -215,8 +215,11 @@ void net_pair_close(struct net_pair *pair)
 int net_pair_start(struct net_pair *pair)
 {
     struct worker *worker = &pair->worker;
-    int error = worker_init(worker, pair->event_fd);
+    int error;
 
+    if (pair->running)
+        return 0;
+    error = worker_init(worker, pair->event_fd);
     if (error)
         return error;
     if (pair->has_rx)

@@ -220,7 +220,8 @@ class Snapshot:
             ConfigError: a disk is missing or another one, or was written to since.
         """
         for disk, then, before in zip(config.disks, self.disks, self.config.disks, strict=True):
-            path = disk.base or disk.path  # an overlay over it may still have to be made
+            # An overlay over what was none may still have to be made.
+            path = disk.path if before.overlay else disk.base or disk.path
             try:
                 now = values.disk_identity(path)
             except OSError as error:

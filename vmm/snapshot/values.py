@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from vmm import config as configuration
-from vmm.config import MachineConfig, Value
+from vmm.config import DiskConfig, MachineConfig, Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +49,20 @@ def _build(state: Any) -> Any:
     if not issubclass(kind, Value):
         raise TypeError(f"{state[_TYPE]} is no part of a configuration")
     return kind(**fields)
+
+
+def absolute(config: MachineConfig) -> MachineConfig:
+    """*config*, which means the same in every directory."""
+
+    def found(path: str | None) -> str | None:
+        return path and os.path.abspath(path)
+
+    disks = tuple(
+        DiskConfig(**(vars(disk) | {"path": found(disk.path), "base": found(disk.base)})) for disk in config.disks
+    )
+    return MachineConfig(
+        **(vars(config) | {"kernel": found(config.kernel), "initrd": found(config.initrd), "disks": disks})
+    )
 
 
 def disk_identity(path: str) -> list[int]:

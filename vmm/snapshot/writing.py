@@ -105,7 +105,7 @@ class Writing:
         """
         from vmm.native._engine import ffi, lib
 
-        config = self._kept.keep(self._config, disks, overlays=overlays)
+        config = values.absolute(self._kept.keep(self._config, disks, overlays=overlays))
         try:
             identities = [values.disk_identity(disk.path) for disk in config.disks]
         except OSError as error:

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
-from vmm.agent.client import Agent, AgentError, AgentRefused
+from vmm.agent.client import OUTPUT_MAX, Agent, AgentError, AgentRefused
 from vmm.testing.errors import CommandFailed, CommandTimeout, VMError
 
 _T = TypeVar("_T")
@@ -22,7 +22,8 @@ class Guest:
     name: str
     timeout: float
     agent: Agent
-    #: Whether an answer is waited for.
+    #: How many questions there have been, and whether the answer to the last one is waited for.
+    questions = 0
     is_asked = False
 
     @overload
@@ -125,18 +126,19 @@ class Guest:
                 self._ask(put, target, limit)
 
     def get(self, source: str, target: str | os.PathLike[str] | None = None, *, timeout: float | None = None) -> bytes:
-        """What is in the file *source* of the guest; also copied to the file *target*, if that is given, with its mode.
+        """What is in the file *source* of the guest, up to 64 MiB; also copied to *target*, if that is given, with its
+        permissions.
 
         Raises:
             OSError: it cannot be read there, or not be written here.
         """
         limit = self.timeout if timeout is None else timeout
         data = io.BytesIO()
-        mode = self._ask(lambda: self.agent.get(source, data, timeout_s=limit), source, limit)
+        mode = self._ask(lambda: self.agent.get(source, data, timeout_s=limit, size_max=OUTPUT_MAX), source, limit)
         if target is not None:
             with open(target, "wb") as file:
                 file.write(data.getbuffer())
-            os.chmod(target, mode)
+            os.chmod(target, mode & 0o777)  # the guest says it: no setuid here
         return data.getvalue()
 
     def put_program(self, *programs: str, timeout: float | None = None) -> None:
@@ -163,6 +165,7 @@ class Guest:
 
     def _ask(self, ask: Callable[[], _T], what: object, timeout: float) -> _T:
         """What *ask* gives, or what has become of the VM."""
+        self.questions += 1
         self.is_asked = True
         try:
             return ask()

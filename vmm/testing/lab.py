@@ -119,7 +119,7 @@ class Lab:
         return vm.start()
 
     def net(self, *names: str, **settings: Any) -> list[VM]:
-        """VMs on a network of their own, where they find each other by *names*; each has its `address`."""
+        """VMs on a network of their own, where they find each other by *names*."""
         lan = f"net{self._suffix}"
         vms = [self.vm(name=name, **settings, nets=[f"lan=net,name={name}"]) for name in names]
         for name, vm in zip(names, vms, strict=True):
@@ -147,7 +147,7 @@ class Lab:
 
     def tell(self, report: pytest.TestReport, *, keep: bool) -> None:
         """Add what there is to know of the VMs to the *report* of a failing test, and to the log directory."""
-        logged = bool(self._session.logdir) and report.when == "call"
+        logged = bool(self._session.logdir) and (report.when == "call" or report.failed)
         for vm in self._vms if report.failed or logged else ():
             lines, stats = vm.console_lines(), _stats(vm)
             if report.failed:

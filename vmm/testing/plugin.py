@@ -109,6 +109,8 @@ def _settled(config: pytest.Config) -> Session:
         for name, _, _ in _SETTINGS:
             given = config.getoption(f"--pyvmm-{name}")
             settings[name] = config.getini(f"pyvmm_{name.replace('-', '_')}") if given is None else given
+        if settings["logdir"]:  # a test may be elsewhere
+            settings["logdir"] = os.path.join(config.invocation_params.dir, settings["logdir"])
         required = config.getini("pyvmm_require") or "kvm" in os.environ.get("PYVMM_REQUIRE", "").split(",")
         config.stash[_session] = Session(settings, required=bool(required))
     return config.stash[_session]

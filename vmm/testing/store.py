@@ -19,10 +19,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 import vmm
+from vmm.config import parse_disk
+from vmm.errors import ConfigError
 from vmm.testing import images
 from vmm.testing.config import Config
 from vmm.testing.snapshot import Snapshot
@@ -50,9 +52,17 @@ class Store:
         Whoever wants the same meanwhile, in whatever process, waits for it. What could not be built is not tried again.
 
         Raises:
+            ConfigError: there is a disk that is to keep what is written to it.
             VmmError: it cannot be built.
         """
         config = config.resolved().nameless()
+        for disk in map(parse_disk, config.disks):
+            if disk.overlay and not (disk.readonly or disk.snapshot):
+                raise ConfigError(
+                    "clones of a snapshot do not write to it",
+                    where=f"overlay {disk.path}",
+                    fix="overlay=…,snapshot=on; or a VM(disks=[…]) without the fixtures",
+                )
         name = _hash(_ingredients(config, prepare))
         directory = os.path.join(self._root, name)
         if name in self._failed:
@@ -88,8 +98,9 @@ class Store:
     def _drop_unused(self) -> None:
         """Nothing happens to VMs that go on from them: their files are open."""
         for entry in os.scandir(self._root):
-            if entry.is_dir() and entry.stat().st_mtime < time.time() - _UNUSED_S:
-                shutil.rmtree(entry.path, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another worker was faster
+                if entry.is_dir() and entry.stat().st_mtime < time.time() - _UNUSED_S:
+                    shutil.rmtree(entry.path, ignore_errors=True)
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:

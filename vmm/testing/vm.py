@@ -311,12 +311,24 @@ class VM(Guest):
         self.request("type", text=text, timeout=timeout + 1, timeout_s=timeout)
 
     def _wait_for_end(self) -> None:
-        assert self._process is not None
+        spawned, before = self._process, 0  # `close` lets go of one that is kept, while it runs on
+        assert spawned is not None
         while self._ended is None:
             try:
-                self._ended = self._process.wait(_BEAT_S)
+                self._ended = spawned.wait(_BEAT_S)
                 self._over.set()
             except NoAnswer:
-                self._hangs = self.is_asked and not self._paused and not self._answers()
+                pending, before = self.is_asked and before == self.questions, self.questions
+                silent = pending and not self._paused and not self._answers()
+                self._hangs = silent and self.is_asked and before == self.questions and not _ends(spawned)
             if self._hangs or not (self._may_end or self._ended is None):
                 self.on_failure(self)
+
+
+def _ends(spawned: Spawned) -> bool:
+    """Whether it has just ended, which is more than to hang."""
+    try:
+        spawned.wait(_ENDING_S)
+    except NoAnswer:
+        return False
+    return True

@@ -230,6 +230,7 @@ class VsockDevice(VirtioDevice):
         """End the connection *key*, if there is one, and tell the guest, unless it was the guest who ended it."""
         stream = self._streams.pop(key, None)
         if stream is not None:
+            self._ready.pop(stream, None)
             stream.owed.clear()
             stream.readable, stream.ended = False, True
             if stream.waiting:

@@ -127,7 +127,7 @@ class OverlayDisk:
             ConfigError, BackendError: as `create`.
         """
         *overlays, (image, _) = self.layers
-        create(path, image.path, size_bytes=self.size_bytes)
+        create(path, image.path, size_bytes=self.size_bytes, mode=0o600)
         try:
             with open(path, "r+b", buffering=0) as copy:
                 map_at = read_header(copy.fileno(), path).map_at

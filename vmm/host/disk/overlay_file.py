@@ -212,10 +212,13 @@ def _date(time_ns: int) -> str:
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(seconds))}.{rest:09} UTC"
 
 
-def create(path: str, base: str, *, size_bytes: int | None = None, over_overlay: bool = False) -> None:
+def create(
+    path: str, base: str, *, size_bytes: int | None = None, over_overlay: bool = False, mode: int = 0o666
+) -> None:
     """Make the overlay *path* over the image *base*, or over the overlay *base*; it takes no space.
 
-    *size_bytes* may be more than the base's: the rest is zeroes. On the disk for sure after the first flush.
+    *size_bytes* may be more than the base's: the rest is zeroes. *mode* is the file's, less the umask. On the disk for
+    sure after the first flush.
 
     Raises:
         ConfigError: *path* is there already, *base* cannot be a base, or *size_bytes* cannot be.
@@ -247,15 +250,15 @@ def create(path: str, base: str, *, size_bytes: int | None = None, over_overlay:
             raise ConfigError("its path is too long", where=base)
         if over_overlay and size != least:
             raise ConfigError("an overlay over an overlay has the same size", where=path)
-        _write(path, header, below, least)
+        _write(path, header, below, least, mode)
     finally:
         below.close()
 
 
-def _write(path: str, header: Header, base: RawDisk, base_size: int) -> None:
+def _write(path: str, header: Header, base: RawDisk, base_size: int, mode: int) -> None:
     """Make the file, or nothing. Blocks that the *base* of *base_size* bytes does not have, or not all of, are own."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError as error:
         raise ConfigError("is there already", where=path, fix="take another name, or delete it") from error
     except OSError as error:
