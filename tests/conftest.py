@@ -152,6 +152,14 @@ def run_directory() -> Iterator[str]:
         assert place.running() == []
 
 
+@pytest.fixture
+def no_others(run_directory: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The test's VMs are apart from those of all tests."""
+    with tempfile.TemporaryDirectory(prefix="only-", dir=run_directory) as directory:
+        monkeypatch.setenv("PYVMM_RUN", directory)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
     """No descriptor, thread, child process or network device is more after the test than before it."""

@@ -19,7 +19,7 @@ HOST, GUEST = "10.0.0.1", "10.0.0.2"
 TRANSFER_BYTES, TRANSFER_S = 4 * MIB, 300
 
 
-@pytest.mark.parametrize("engine", ["native", "python"])
+@pytest.mark.parametrize("engine", ["native", pytest.param("python", marks=pytest.mark.slow)])
 def test_two_queues_and_segmentation(micro: Image, start: Start, tmp_path: os.PathLike[str], engine: str) -> None:
     disk = make_disk(os.path.join(tmp_path, "data.img"), TRANSFER_BYTES)
     with network_namespace():

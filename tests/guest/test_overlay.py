@@ -13,7 +13,7 @@ from vmm.host.disk.commit import commit
 pytestmark = pytest.mark.guest
 
 
-@pytest.mark.parametrize("engine", ["native", "python"])
+@pytest.mark.parametrize("engine", ["native", pytest.param("python", marks=pytest.mark.slow)])
 def test_the_base_stays_as_it_is_until_the_commit(
     micro: Image, root: str, start: Start, tmp_path: os.PathLike[str], engine: str
 ) -> None:

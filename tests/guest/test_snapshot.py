@@ -12,7 +12,7 @@ from tests.fakes.host import PYVMM
 from tests.guest.conftest import Start
 from tests.guest.linux import Image, LinuxGuest, make_disk, sha256
 
-TIMES = 3
+TIMES = 2
 #: Reads the disk around the cache.
 READ = "dd if=/dev/vdb bs=64k count=8 iflag=direct 2>/dev/null | sha256sum"
 
@@ -30,7 +30,7 @@ def take(name: str, path: str) -> None:
 
 
 @pytest.mark.usefixtures("running")
-@pytest.mark.parametrize("transport", ["mmio", "pci"])
+@pytest.mark.parametrize("transport", [pytest.param("mmio", marks=pytest.mark.slow), "pci"])
 def test_it_goes_on_with_its_work(
     start: Start, micro: Image, root: str, tmp_path: os.PathLike[str], transport: str
 ) -> None:

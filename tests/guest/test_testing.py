@@ -180,7 +180,7 @@ def run_pytest(pytester: pytest.Pytester, test: str, *arguments: str) -> pytest.
     )
 
 
-@pytest.mark.usefixtures("booted")
+@pytest.mark.usefixtures("booted", "no_others")
 def test_each_test_has_a_clone_also_of_several_workers(pytester: pytest.Pytester) -> None:
     done = run_pytest(
         pytester,
@@ -216,7 +216,7 @@ def test_a_panic_fails_its_test_at_once_and_is_in_the_report(pytester: pytest.Py
     done.stdout.fnmatch_lines(["E *GuestPanic: VM test_it-*: Kernel panic - not syncing: sysrq triggered crash"])
 
 
-@pytest.mark.usefixtures("booted")
+@pytest.mark.usefixtures("booted", "no_others")
 def test_the_vm_of_a_failing_test_can_be_kept(pytester: pytest.Pytester) -> None:
     done = run_pytest(pytester, "def test_it(vm): vm.run('touch /root/here; exit 1')", "--pyvmm-keep-failed")
     done.assert_outcomes(failed=1)

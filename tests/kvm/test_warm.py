@@ -96,6 +96,7 @@ def owner(snapshot: str, how: str) -> tuple[subprocess.Popen[str], int, int]:
     return process, int(first), int(second)
 
 
+@pytest.mark.usefixtures("no_others")
 def test_it_is_a_vm_with_a_name_that_goes_on(warm: Warm, taken: str) -> None:
     with warm.spawn(taken, name="first") as vm:
         assert (vm.name, vm.directory) == ("first", place.directory("first"))
@@ -142,6 +143,7 @@ def test_what_pyvmm_says_about_a_crash_is_told(warm: Warm, machines: Machines) -
         assert "triple fault" in end.said
 
 
+@pytest.mark.usefixtures("no_others")
 def test_one_that_is_killed_has_ended(warm: Warm, taken: str) -> None:
     with warm.spawn(taken) as vm:
         os.kill(vm.pid, signal.SIGKILL)
