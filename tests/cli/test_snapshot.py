@@ -120,7 +120,47 @@ def test_the_disk_of_a_snapshot(pyvmm: Pyvmm) -> None:
     )
 
 
+def test_a_disk_with_an_overlay_goes_on_where_it_was(pyvmm: Pyvmm) -> None:
+    base = pyvmm.file("base.img", bytes(1 << 20))
+    for name in ("snap", "work.cow"):
+        pyvmm.may_stay(name)
+    disk = f"overlay=work.cow,base={base}"
+    assert pyvmm("run", "--detach", *pyvmm.guest(HANG), "--disk", disk, "--name", "web1").code == 0
+    assert pyvmm("snapshot", "web1", "snap").code == 0
+    assert pyvmm("kill", "web1").code == 0
+    assert pyvmm("restore", "--detach", "--name", "web2", "snap").code == 0
+    assert pyvmm("kill", "web2").code == 0
+
+
+def test_paths_are_those_of_the_vm_wherever_it_goes_on(pyvmm: Pyvmm) -> None:
+    pyvmm.file("disk.img", bytes(1 << 20))
+    pyvmm.may_stay("snap")
+    command = ["run", "--detach", *pyvmm.guest(HANG), "--disk", "disk.img", "--name", "web1"]
+    assert pyvmm(*command).code == 0
+    assert pyvmm("snapshot", "web1", "snap").code == 0
+    assert pyvmm("kill", "web1").code == 0
+    elsewhere = ("env", "-C", "/")
+    path = os.path.join(pyvmm.directory, "snap")
+    assert pyvmm("restore", "--detach", "--name", "web2", path, before=elsewhere).code == 0
+    assert pyvmm("kill", "web2").code == 0
+
+
 # Refusals.
+
+
+def test_a_file_that_would_be_emptied(pyvmm: Pyvmm) -> None:
+    for name in ("snap", "printed"):
+        pyvmm.may_stay(name)
+    printed = os.path.join(pyvmm.directory, "printed")
+    serial = f"file:{printed}"
+    assert pyvmm("run", "--detach", *pyvmm.guest(HANG), "--serial", serial, "--name", "web1").code == 0
+    assert pyvmm("snapshot", "web1", "snap").code == 0
+    assert pyvmm("kill", "web1").code == 0
+    run = pyvmm("restore", "snap")
+    assert (run.code, run.messages) == (
+        2,
+        f"pyvmm: {printed}: would be emptied\n  if it may be: --serial {serial}\n",
+    )
 
 
 def test_no_vm_and_no_file(pyvmm: Pyvmm) -> None:

@@ -39,6 +39,16 @@ if sys.argv[2] == "keep":
 print(warm._process.pid, vm.pid, flush=True)
 time.sleep(100)
 """
+#: Dies when it has asked for a VM, and has not heard of it yet.
+HASTY = """
+import os, select, signal, sys
+from vmm.api import warm
+def die(channel, _):
+    select.select([channel], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
+warm.Spawned.__init__ = lambda self, channel, wait_s: die(channel, wait_s)
+warm.Warm().spawn(sys.argv[1], name="orphan")
+"""
 #: What of pyvmm and of Python a VM has imported that goes on in a process with all that a warm one has.
 LATE = """
 import os, signal, sys, time
@@ -157,6 +167,12 @@ def test_it_ends_with_the_process_that_owns_it(taken: str) -> None:
         process.kill()
     eventually(lambda: is_gone(pid) and is_gone(warm_pid))
     assert not os.path.exists(place.directory("owned"))
+
+
+def test_it_ends_with_an_owner_that_has_not_heard_of_it(taken: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", HASTY, taken]) as process:
+        process.wait(PATIENCE_S)
+    eventually(lambda: not os.path.exists(place.directory("orphan")))
 
 
 def test_one_that_is_kept_outlives_its_owner(taken: str) -> None:

@@ -31,7 +31,7 @@ from vmm.testing import (
     process,
 )
 
-HELLO, EXEC, OK, ERROR, STDOUT, EXIT = 1, 2, 32, 33, 34, 36
+HELLO, EXEC, DATA, END, OK, ERROR, STDOUT, EXIT = 1, 2, 7, 8, 32, 33, 34, 36
 _HEADER = struct.Struct("<II")
 #: As the console of a guest that has panicked.
 PANIC = "[    1.5] Kernel panic - not syncing: oh no\r\n[    1.6] ---[ end Kernel panic - not syncing: oh no ]---\r\n"
@@ -245,6 +245,14 @@ def test_a_vm_that_is_kept_is_left_alone(machine: FakeMachine) -> None:
         vm.keep()
     assert machine.kept
     assert machine._child.poll() is None
+
+
+def test_a_file_of_the_guest_s_gets_no_more_than_permissions(vm: VM, machine: FakeMachine, tmp_path: Path) -> None:
+    machine.on_exec = lambda channel, _: channel.sendall(
+        frame(DATA, b"#!") + frame(END, (0o6755).to_bytes(4, "little"))
+    )
+    assert vm.get("/tool", tmp_path / "tool") == b"#!"
+    assert (tmp_path / "tool").stat().st_mode & 0o7777 == 0o755
 
 
 def test_what_pyvmm_refuses_is_told(machine: FakeMachine) -> None:

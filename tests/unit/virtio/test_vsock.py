@@ -379,6 +379,18 @@ def test_refusals_that_nobody_reads_stop_the_sender_and_lose_nothing(make_guest:
     assert refused == list(range(guest.sent))
 
 
+def test_connections_that_the_guest_takes_back_leave_nothing(make_guest: MakeGuest) -> None:
+    guest = make_guest(buffers=0)
+    with guest.listener(700) as listener:
+        for number in range(10):
+            guest.send(Op.REQUEST, 700, number)
+            guest.send(Op.RST, 700, number)
+            listener.accept()[0].close()
+        guest.settle()
+        assert not guest.device._ready
+        assert not guest.device._streams
+
+
 def test_there_is_a_limit_to_connections(guest: Guest) -> None:
     with guest.listener(700) as listener:
         servers = []
