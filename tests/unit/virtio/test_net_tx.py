@@ -34,6 +34,16 @@ def test_large_frames_go_out_as_they_are(card: Card, size: int) -> None:
     assert card.tap.received() == [whole]
 
 
+def test_a_card_that_never_stood_is_not_set_going_twice(card: Card) -> None:
+    """As after a standstill that has failed. Another worker would outlive the card: `nothing_leaks` sees it."""
+    card.driver.start()
+    with card.transport.lock:
+        card.transport.core.go_on()
+    whole = header() + frame(60)
+    card.send(whole)
+    assert card.tap.received() == [whole]
+
+
 def test_a_sent_frame_is_traced(python_card: Card) -> None:
     python_card.driver.start()
     python_card.send(HEADER + frame())
