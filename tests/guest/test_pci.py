@@ -17,7 +17,7 @@ REQUEST = 64 << 10
 REQUESTS = MIB // REQUEST
 
 
-@pytest.fixture(scope="module", params=["messages", "intx"])
+@pytest.fixture(scope="module", params=["messages", pytest.param("intx", marks=pytest.mark.slow)])
 def guest(
     request: pytest.FixtureRequest, micro: Image, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[LinuxGuest, str]]:
