@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.util import find_spec
 
 import pytest
 
@@ -49,9 +50,9 @@ def missing_guest() -> str | None:
 @cache
 def missing_net() -> str | None:
     """Why no network namespace with a bridge can be made, or None. Tried in a child, whose namespace goes with it."""
-    for program, package in (("nft", "nftables"), ("dnsmasq", "dnsmasq-base"), ("busybox", "busybox")):
+    for program in ("nft", "dnsmasq", "busybox", "passt", "sudo"):
         if shutil.which(program) is None:
-            return f"{program}: not installed (package {package})"
+            return f"{program}: not installed (packages nftables, dnsmasq-base, busybox, passt, sudo)"
     try:
         tried = subprocess.run(
             ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge"],
@@ -62,6 +63,11 @@ def missing_net() -> str | None:
     except FileNotFoundError as error:
         return f"{error.filename}: not installed (packages util-linux, iproute2)"
     return f"no CAP_NET_ADMIN: {tried.stderr.strip()}" if tried.returncode else None
+
+
+def missing_native() -> str | None:
+    """Why nothing native can be tested, or None."""
+    return None if find_spec("vmm.native._engine") else "the native engine is not built: pip install -e ."
 
 
 @cache
@@ -75,6 +81,7 @@ PREREQUISITES: dict[str, Callable[[], str | None]] = {
     "guest": missing_guest,
     "net": missing_net,
     "root": missing_root,
+    "native": missing_native,
 }
 
 
@@ -89,6 +96,8 @@ def pytest_configure() -> None:
     unknown = required() - set(PREREQUISITES)
     if unknown:
         raise pytest.UsageError(f"PYVMM_REQUIRE knows {', '.join(PREREQUISITES)}, not {', '.join(sorted(unknown))}")
+    if "native" in required() and (reason := missing_native()):  # else its tests, which say so themselves, are skipped
+        raise pytest.UsageError(f"PYVMM_REQUIRE=native, but {reason}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -24,6 +24,8 @@ MTU = 1500
 RX, TX = 0, 1
 #: Within which workers come to rest, on a host that is busy.
 _REST_S = 20
+#: Its number, as the kernel writes it.
+_EPOLL_WAIT = "232"
 
 
 class Card(Rig):
@@ -120,20 +122,22 @@ class Card(Rig):
 
 
 def _busy_workers() -> list[str]:
-    """What is known of each worker thread of this process that runs or is about to, whichever card it is of.
+    """What is known of each worker thread of this process that is not asleep in epoll_wait, whichever card it is of.
 
-    A write to an eventfd wakes its reader at once.
+    A write to what it waits for wakes it at once. `syscall` tells of a sleep only when the thread has left its CPU:
+    the state in `stat` is said to be a sleep before the last look for events.
     """
     busy = []
     for task in os.listdir("/proc/self/task"):
         try:
-            with open(f"/proc/self/task/{task}/stat", encoding="ascii") as file:
-                name, state = file.read().split("(")[1].split(") ")
-            if name == "net" and state[0] != "S":
-                with open(f"/proc/self/task/{task}/syscall", encoding="ascii") as file:
-                    busy.append(f"thread {task}, state {state[0]}, system call {file.read().strip()}")
+            with open(f"/proc/self/task/{task}/comm", encoding="ascii") as file:
+                name = file.read().strip()
+            with open(f"/proc/self/task/{task}/syscall", encoding="ascii") as file:
+                call = file.read().strip()
         except (FileNotFoundError, ProcessLookupError):
             continue
+        if name == "net" and call.split()[0] != _EPOLL_WAIT:
+            busy.append(f"thread {task}, system call {call}")
     return busy
 
 

@@ -14,12 +14,7 @@ from tests.guest.linux import MIB, Image, LinuxGuest, make_disk
 from tests.guest.transfer import end_serving, fetch, fetch_here, serve
 from tests.net import managed
 
-pytestmark = [
-    pytest.mark.guest,
-    pytest.mark.net,
-    pytest.mark.root,
-    pytest.mark.skipif(not shutil.which("passt"), reason="passt is not installed"),
-]
+pytestmark = [pytest.mark.guest, pytest.mark.net, pytest.mark.root]
 
 SIZES_MIB = (2, pytest.param(20, marks=pytest.mark.slow))
 #: Beyond the host's router: a name server, and files.

@@ -26,10 +26,7 @@ from vmm.host.uplink import StreamUplink
 from .frames import BROADCAST, GUEST_MAC, arp_request, await_frame
 from .namespace import await_carrier, ip
 
-pytestmark = [
-    pytest.mark.net,
-    pytest.mark.skipif(not shutil.which("passt"), reason="passt is not installed"),
-]
+pytestmark = pytest.mark.net
 
 HOST, ROUTER, SUBNET = "10.9.0.2", "10.9.0.1", 24
 HOST6, ROUTER6, WORLD6 = "2001:db8::2", "2001:db8::1", "2001:db8:1::1"

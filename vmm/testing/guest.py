@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
@@ -16,7 +17,7 @@ from vmm.testing.errors import CommandFailed, CommandTimeout, VMError
 _T = TypeVar("_T")
 
 
-class Guest:
+class Guest(ABC):
     """The guest of a VM, through its agent. A base class of `VM`, which knows what becomes of the VM."""
 
     name: str
@@ -159,9 +160,9 @@ class Guest:
         limit = self.timeout if timeout is None else timeout
         self._ask(lambda: self.agent.sync(timeout_s=limit), "sync", limit)
 
+    @abstractmethod
     def console_lines(self) -> list[str]:
         """The last lines that it has printed."""
-        raise NotImplementedError
 
     def _ask(self, ask: Callable[[], _T], what: object, timeout: float) -> _T:
         """What *ask* gives, or what has become of the VM."""
@@ -181,13 +182,13 @@ class Guest:
         finally:
             self.is_asked = False
 
+    @abstractmethod
     def _answers(self) -> bool:
         """Whether the agent answers a greeting in time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _failure(self, error: Exception) -> VMError:
         """What has become of the VM, of which *error* is a sign."""
-        raise NotImplementedError
 
 
 def _needed(programs: Sequence[str]) -> list[str]:
