@@ -222,7 +222,7 @@ class _Clones:
         image = Image("micro")
         root = os.path.join(directory, "root.img")
         image.copy_root(root)
-        self._snapshot, self._disk = os.path.join(directory, "snapshot"), f"{root},snapshot=on"
+        self._snapshot = os.path.join(directory, "snapshot")
         with Running([*image.command(root), "--name", "booted", "--vsock", "auto"]):
             place = os.path.join(directory, "run", "booted")
             while not os.path.exists(os.path.join(place, "vsock.sock")):
@@ -237,7 +237,7 @@ class _Clones:
 
     def clone(self) -> Spawned:
         """One more, on an overlay of its own."""
-        return self._warm.spawn(self._snapshot, disks=[self._disk], vsock="auto")
+        return self._warm.spawn(self._snapshot, clone=True)
 
     def _agent(self, directory: str) -> Agent:
         return Agent(os.path.join(directory, "vsock.sock"), patience_s=_BOOT_S)

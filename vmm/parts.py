@@ -66,9 +66,10 @@ class Parts:
         for chip in self._chips:
             chip.restore(chips[chip.name])
 
-    def revive(self, state: State) -> None:
-        """After `restore`, go on: the clock from now, and with whatever was on its way."""
-        kvm_state.set_clock(self._vm, state["clock_ns"] + max(0, time.time_ns() - state["time_ns"]))
+    def revive(self, state: State, *, clock_stood: bool) -> None:
+        """After `restore`, go on, with whatever was on its way; as if no time had passed where the *clock_stood*."""
+        passed_ns = 0 if clock_stood else max(0, time.time_ns() - state["time_ns"])
+        kvm_state.set_clock(self._vm, state["clock_ns"] + passed_ns)
         for runner in self._runners:
             kvm_state.forgive_pause(runner.vcpu)
         for transport in self._transports:

@@ -113,3 +113,19 @@ def test_random_numbers_differ_without_the_agent_s_help(original: str, tmp_path:
         assert run(agent_of(name), "ls /sys/bus/acpi/drivers/vmgenid").split()[0].startswith("PYVM0001")
         subprocess.run([PYVMM, "kill", name], check=True, timeout=60)
     assert len(found) == 2
+
+
+def test_no_time_has_passed_for_a_clone_but_for_the_time_of_day(original: str, tmp_path: os.PathLike[str]) -> None:
+    path, slept_s = os.path.join(tmp_path, "snapshot"), 10
+    subprocess.run([PYVMM, "snapshot", original, path], check=True, timeout=60)
+    time.sleep(slept_s)
+    clone(path, "--name", "stood")
+    subprocess.run(
+        [PYVMM, "restore", path, "--name", "slept", "--detach", "--net", "lan=slept"], check=True, timeout=60
+    )
+    uptimes = {name: float(run(agent_of(name), "cat /proc/uptime").split()[0]) for name in ("stood", original, "slept")}
+    for name in ("stood", "slept"):
+        assert abs(int(run(agent_of(name), "date +%s")) - time.time()) < 5
+    subprocess.run([PYVMM, "kill", "stood", "slept"], check=True, timeout=60)
+    assert uptimes["stood"] < uptimes[original] - slept_s / 2
+    assert uptimes["slept"] >= uptimes[original]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from contextlib import ExitStack, contextmanager
 
 from vmm.agent.wire import (
     FRAME_MAX,
@@ -21,7 +22,7 @@ from vmm.agent.wire import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import BinaryIO
 
 __all__ = ["DISCARD", "ENVIRONMENT", "Agent", "AgentError", "AgentLost", "AgentRefused", "AgentTimeout", "Completed"]
@@ -62,8 +63,9 @@ class Completed:
 class Agent:
     """The agent at *port* of the guest whose virtio-vsock is the Unix socket *path*.
 
-    Each operation is a connection of its own, and several threads may be at it at once. All of them wait up to
-    *patience_s* for an agent that is not there yet, and for no longer than their own `timeout_s` (None: for ever).
+    Several threads may be at it at once. An operation's connection serves the next one too, which spares the guest a
+    third of a greeting; `close` ends it. All operations wait up to *patience_s* for an agent that is not there yet, and
+    for no longer than their own `timeout_s` (None: for ever).
 
     All raise `AgentTimeout`; `AgentError` if there is no agent; `AgentLost` if it goes away, which ends what it was
     doing; `AgentRefused` if the guest cannot do it.
@@ -71,16 +73,49 @@ class Agent:
 
     def __init__(self, path: str, port: int = PORT, *, patience_s: float = PATIENCE_S) -> None:
         self._path, self._port, self._patience_s = path, port, patience_s
+        #: Connections that nobody uses now: one, but for threads that end at the same time.
+        self._idle: list[Wire] = []
 
-    def _connect(self, kind: int, payload: bytes, timeout_s: float | None) -> Wire:
-        """A connection on which that request is made."""
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Keep no connection: the next operation makes one again."""
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextmanager
+    def _request(self, kind: int, payload: bytes, timeout_s: float | None, *, last: bool = False) -> Iterator[Wire]:
+        """A connection on which that request is made; the *last* on it, else only if it fails."""
         now = time.monotonic()
         deadline = None if timeout_s is None else now + timeout_s
-        return Wire(self._path, self._port, frame(kind, payload), now + self._patience_s, deadline)
+        with ExitStack() as failed:
+            wire = self._idle_wire()
+            if wire is None:
+                wire = Wire(self._path, self._port, frame(kind, payload), now + self._patience_s, deadline)
+                failed.enter_context(wire)
+            else:
+                failed.enter_context(wire)
+                wire.deadline = deadline
+                wire.send(kind, payload)
+            yield wire
+            if not last and not self._idle:
+                self._idle.append(wire)
+                failed.pop_all()
+
+    def _idle_wire(self) -> Wire | None:
+        try:
+            wire = self._idle.pop()
+        except IndexError:
+            return None
+        if wire.is_quiet():
+            return wire
+        wire.close()
+        return None
 
     def _ask(self, what: str, kind: int, payload: bytes, timeout_s: float | None) -> bytes:
         """The payload of the OK that answers the request."""
-        with self._connect(kind, payload, timeout_s) as wire:
+        with self._request(kind, payload, timeout_s) as wire:
             return wire.expect(what, Frame.OK)[1]
 
     def hello(self, nonce: bytes = b"", timeout_s: float | None = 10.0) -> None:
@@ -125,7 +160,8 @@ class Agent:
         strings = [cwd, *argv, *(f"{name}={value}" for name, value in {**ENVIRONMENT, **(env or {})}.items())]
         if not argv or any("\0" in text for text in strings):
             raise ValueError("a command is one word at least, and no text has a NUL in it")
-        flags = (_EXEC_STDIN if stdin != b"" else 0) | (_EXEC_MERGED if merged else 0)
+        has_input = stdin != b""
+        flags = (_EXEC_STDIN if has_input else 0) | (_EXEC_MERGED if merged else 0)
         request = b"".join(
             (
                 flags.to_bytes(4, "little"),
@@ -135,12 +171,12 @@ class Agent:
         )
         if len(request) > FRAME_MAX:
             raise AgentRefused(argv[0], 7)  # E2BIG
-        with self._connect(Frame.EXEC, request, timeout_s) as wire:
+        with self._request(Frame.EXEC, request, timeout_s, last=has_input) as wire:  # it need not have read it all
             return _converse(wire, argv[0], stdin, {Frame.STDOUT: stdout, Frame.STDERR: stderr}, signals)
 
     def put(self, source: BinaryIO, path: str, mode: int = 0o644, timeout_s: float | None = None) -> None:
         """Copy *source* to the file *path* of the guest, which gets *mode* and appears whole or not at all."""
-        with self._connect(Frame.PUT, mode.to_bytes(4, "little") + os.fsencode(path) + b"\0", timeout_s) as wire:
+        with self._request(Frame.PUT, mode.to_bytes(4, "little") + os.fsencode(path) + b"\0", timeout_s) as wire:
             wire.expect(path, Frame.OK)
             while piece := source.read(FRAME_MAX):
                 wire.send(Frame.DATA, piece)
@@ -153,7 +189,7 @@ class Agent:
         Raises:
             AgentError: it has more than *size_max* bytes too; so many are in *target* then.
         """
-        with self._connect(Frame.GET, os.fsencode(path) + b"\0", timeout_s) as wire:
+        with self._request(Frame.GET, os.fsencode(path) + b"\0", timeout_s) as wire:
             left = size_max
             while True:
                 kind, payload = wire.expect(path, Frame.DATA, Frame.END)

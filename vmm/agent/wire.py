@@ -160,6 +160,12 @@ class Wire:
         events = ready.get(self._socket.fileno(), 0)
         return bool(events & ~select.POLLOUT), bool(events & select.POLLOUT), set(also) & ready.keys()
 
+    def is_quiet(self) -> bool:
+        """Whether the agent says nothing now, not even that it goes away."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return not self._received and not poll.poll(0)
+
     def receive(self) -> tuple[int, bytes]:
         """The next frame's type and payload.
 

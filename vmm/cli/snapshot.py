@@ -81,6 +81,7 @@ def restored(path: str, options: Options, started: Callable[[Place], None], host
     kept = Snapshot(path, prefault=options.has("prefault"))
     try:
         config = _replaced(kept.config, options)
+        kept.told = options.has("clone") and config.vsock is not None
         kept.check_disks(config)
         return run_here(config, options, started, kept, host)
     finally:

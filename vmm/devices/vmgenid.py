@@ -24,11 +24,10 @@ class GenerationId:
     def __init__(self, memory: GuestMemory, irq: IrqLine) -> None:
         self._memory, self._irq = memory, irq
 
-    def begin(self) -> None:
-        """Before the guest boots."""
+    def renew(self) -> None:
+        """Another one, before the guest boots or goes on."""
         self._memory.write(layout.GENERATION_ID, os.urandom(_SIZE))
 
-    def renew(self) -> None:
-        """Tell the guest that it is a copy."""
-        self.begin()
+    def notify(self) -> None:
+        """Tell the guest that it is a copy; it looks at the id then."""
         self._irq.pulse()

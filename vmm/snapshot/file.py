@@ -175,6 +175,9 @@ class Snapshot:
 
     def __init__(self, path: str, *, prefault: bool = False) -> None:
         self.path, self._prefault = path, prefault
+        #: Whether the guest's agent will be told the time, and that it is in a copy: then its clock goes on from where
+        #: it stood, and nothing is due at once for all the time since.
+        self.told = False
         file = File(path, path)
         #: All of the machine but its memory, as `Machine.snapshot` told it.
         self.machine = file.machine

@@ -160,7 +160,7 @@ class VM(Guest):
             self._process = warm.boot([*fixed, *self.config.arguments()], wait_s=self.timeout)
         else:
             nets = self.config.nets or None
-            self._process = warm.spawn(self._snapshot.path, name=self.name, nets=nets, wait_s=self.timeout)
+            self._process = warm.spawn(self._snapshot.path, name=self.name, nets=nets, clone=True, wait_s=self.timeout)
         self.pid = self._process.pid
         try:
             self._log = Log(os.path.join(self.directory, place.LOG))

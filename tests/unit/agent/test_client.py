@@ -189,3 +189,48 @@ def test_a_command_without_words_or_with_a_nul_is_a_mistake(tmp_path: os.PathLik
 def test_a_command_that_is_too_long_is_refused_like_by_the_kernel(tmp_path: os.PathLike[str]) -> None:
     with pytest.raises(AgentRefused, match="too long"):
         Agent(os.path.join(tmp_path, "none")).run(["x" * FRAME_MAX])
+
+
+def repeats(said: list[int], *, requests: int) -> Serve:
+    """An agent that repeats nonces, *requests* of them on a connection; it notes in *said* how many it has."""
+
+    def serve(connection: socket.socket) -> None:
+        said.append(0)
+        connection.recv(len("CONNECT 1023\n"))
+        connection.sendall(b"OK 1\n")
+        while said[-1] < requests and (request := connection.recv(1000)):
+            connection.sendall(frame(Frame.OK, b"\1\0\0\0" + request[8:]))
+            said[-1] += 1
+
+    return serve
+
+
+def test_a_connection_serves_the_next_request_too_until_it_is_closed(start: StartAgent) -> None:
+    said: list[int] = []
+    agent = start(repeats(said, requests=100))
+    for _ in range(3):
+        agent.hello()
+    agent.close()
+    agent.hello()
+    agent.close()
+    assert said == [3, 1]
+
+
+def test_a_connection_that_the_agent_has_ended_is_made_anew(start: StartAgent) -> None:
+    said: list[int] = []
+    agent = start(repeats(said, requests=1))
+    for _ in range(3):
+        agent.hello()
+        time.sleep(0.05)
+    assert said == [1, 1, 1]
+
+
+def test_a_connection_is_not_used_again_after_a_failure(start: StartAgent) -> None:
+    said: list[int] = []
+    agent = start(repeats(said, requests=100))
+    agent.hello()
+    with pytest.raises(AgentError, match="type 32"):
+        agent.run(["true"])
+    agent.hello()
+    agent.close()
+    assert said == [2, 1]
