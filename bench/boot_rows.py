@@ -134,7 +134,7 @@ class Image:
         manifest, directory = self._manifest, self.directory
         initrd = ["--initrd", os.path.join(directory, manifest["initrd"])] if manifest["name"] == "debian" else []
         return [
-            pyvmm.path(),
+            pyvmm.path(), *pyvmm.options,
             "--kernel", self.kernel,
             *initrd,
             "--append", manifest["append"],

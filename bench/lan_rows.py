@@ -6,8 +6,8 @@ import os
 import subprocess
 import tempfile
 import time
-from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from contextlib import closing
+from unittest.mock import patch
 
 from bench import network
 from bench.command import say
@@ -16,9 +16,6 @@ from bench.errors import BenchError
 from bench.report import Row
 from vmm.host.lan.port import open_lan
 from vmm.host.net.bridge import create_bridge_tap
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _SECONDS = 2
 _BRIDGE = "bench0"
@@ -30,7 +27,11 @@ def frames(runs: int) -> list[Row]:
     """64-byte frames from one port to another."""
     own: list[float] = []
     peer: list[float] = []
-    with tempfile.TemporaryDirectory() as directory, network.namespace(), _runtime_directory(directory):
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        network.namespace(),
+        patch.dict(os.environ, XDG_RUNTIME_DIR=directory),
+    ):
         network.ip(f"link add {_BRIDGE} type bridge")
         network.ip(f"link set {_BRIDGE} up")
         for turn in range(runs + 1):
@@ -68,17 +69,3 @@ def _rate(out: int, into: int) -> float:
         raise BenchError(done.stderr.strip())
     count, nanoseconds = map(int, done.stdout.split())
     return count * 1e9 / nanoseconds
-
-
-@contextmanager
-def _runtime_directory(path: str) -> Iterator[None]:
-    """Lans are in *path* for the while."""
-    before = os.environ.get("XDG_RUNTIME_DIR")
-    os.environ["XDG_RUNTIME_DIR"] = path
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["XDG_RUNTIME_DIR"]
-        else:
-            os.environ["XDG_RUNTIME_DIR"] = before

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from bench import guests, pyvmm, qemu
 from bench.boot_rows import Image
@@ -50,15 +51,11 @@ RUNS = {"restore": 20, "nonce": 100, "exec": 20, "alive": 3, "pause64": 10, "pau
 @contextmanager
 def _scratch() -> Iterator[str]:
     """A directory for files, where VMs have their places too."""
-    with tempfile.TemporaryDirectory(prefix="pyvmm-bench-", dir="/var/tmp") as directory:
-        before = os.environ.get("PYVMM_RUN")
-        os.environ["PYVMM_RUN"] = os.path.join(directory, "run")
-        try:
-            yield directory
-        finally:
-            os.environ.pop("PYVMM_RUN")
-            if before is not None:
-                os.environ["PYVMM_RUN"] = before
+    with (
+        tempfile.TemporaryDirectory(prefix="pyvmm-bench-", dir="/var/tmp") as directory,
+        patch.dict(os.environ, PYVMM_RUN=os.path.join(directory, "run")),
+    ):
+        yield directory
 
 
 def _guest(memory_mib: int, orders: str) -> list[str]:

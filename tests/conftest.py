@@ -38,10 +38,9 @@ def missing_kvm() -> str | None:
 @cache
 def missing_guest() -> str | None:
     """Why no guest can be booted, or None."""
-    cached = os.environ.get("PYVMM_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm"
-    )
-    manifest = os.path.join(cached, "images", "micro", "manifest.json")
+    from vmm.api.place import cache_directory
+
+    manifest = os.path.join(cache_directory(), "images", "micro", "manifest.json")
     if not os.path.exists(manifest):
         return f"no {manifest}: build it with images/micro/build"
     return missing_kvm()

@@ -16,13 +16,12 @@ class DroppingDisk(RawDisk):
     Killing a process proves nothing about flushes, as the host's page cache survives it; this does.
     """
 
-    __slots__ = ("_cache", "_dead", "flush_count")
+    __slots__ = ("_cache", "_dead")
 
-    def __init__(self, path: str, *, readonly: bool = False, serial: str = "") -> None:
-        super().__init__(path, readonly=readonly, serial=serial)
+    def __init__(self, path: str, *, serial: str = "") -> None:
+        super().__init__(path, serial=serial)
         self._cache: dict[int, bytes] = {}
         self._dead = False
-        self.flush_count = 0
 
     @property
     def unsynced_bytes(self) -> int:
@@ -54,7 +53,6 @@ class DroppingDisk(RawDisk):
         self.pwritev([memoryview(bytes(size))], offset)
 
     def flush(self) -> None:
-        self.flush_count += 1
         if self._dead:
             return
         for sector, data in self._cache.items():

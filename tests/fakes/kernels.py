@@ -97,7 +97,6 @@ def bzimage(
     init_size: int = 0x80_0000,
     cmdline_size: int = 2047,
     initrd_max: int = 0x7FFF_FFFF,
-    pref_address: int = LOAD,
 ) -> bytes:
     """A bzImage whose payload is *content*, behind 0x400 bytes of stand-in for the decompressor."""
     setup = bytearray(3 * 512)
@@ -111,6 +110,6 @@ def bzimage(
     put("<I", setup, 0x214, 0x10_0000)
     put("<IIBBHI", setup, 0x22C, initrd_max, 0x20_0000, 1, 21, xloadflags, cmdline_size)
     put("<II", setup, 0x248, 0x400, len(content))
-    put("<QI", setup, 0x258, pref_address, init_size)
+    put("<QI", setup, 0x258, LOAD, init_size)
     setup[0x300 : 0x300 + len(release)] = release
     return bytes(setup) + body

@@ -63,10 +63,10 @@ class SocketTap(SocketQueue):
     kind = "tap"
     has_offloads = True
 
-    def __init__(self, pairs: int = 1, *, segments_udp: bool = True) -> None:
+    def __init__(self, pairs: int = 1) -> None:
         super().__init__()
         self.queues: list[SocketQueue] = [self, *(SocketQueue() for _ in range(pairs - 1))]
-        self.segments_udp = segments_udp
+        self.segments_udp = True
         self.offloads: list[int] = []
         self.enabled: list[int] = []
 

@@ -27,7 +27,6 @@ class FakeVcpu:
         self.dirty = 0
         #: Where the breakpoint is; None = none, "step" = single-stepping.
         self.breakpoint: int | str | None = None
-        self.msr_error: bool | None = None
 
     def typed(self) -> Vcpu:
         """Itself, as the type that the assist wants."""
@@ -62,7 +61,7 @@ class FakeVcpu:
         return True
 
     def reply_msr(self, *, error: bool) -> None:
-        self.msr_error = error
+        return
 
     def get_fpu(self) -> abi.kvm_fpu:
         return self.fpu

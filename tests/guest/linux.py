@@ -50,9 +50,7 @@ class LinuxGuest:
 
     def __init__(self, *arguments: str, before: tuple[str, ...] = (), command: tuple[str, ...] = (PYVMM,)) -> None:
         first, *rest = (*before, *command, *arguments)
-        self.console = pexpect.spawn(
-            first, rest, encoding="utf-8", codec_errors="replace", timeout=COMMAND_S, logfile=None
-        )
+        self.console = pexpect.spawn(first, rest, encoding="utf-8", codec_errors="replace", timeout=COMMAND_S)
         self.console.delaybeforesend = None
         self.console.logfile_read = self
         self.transcript = ""

@@ -13,9 +13,9 @@ import pexpect
 import pytest
 
 from vmm.api import place
+from vmm.api.place import cache_directory
 from vmm.testing import VM, CommandFailed, CommandTimeout, GuestPanic, Snapshot, StartFailed, VMError, process
 from vmm.testing.config import Config
-from vmm.testing.images import cache_directory
 from vmm.testing.store import Store
 
 pytestmark = pytest.mark.guest
@@ -238,8 +238,7 @@ def test_testinfra_knows_vms(vm: VM) -> None:
 
 
 @pytest.mark.slow
-def test_the_example_project(pytestconfig: pytest.Config) -> None:
-    del pytestconfig
+def test_the_example_project() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", str(EXAMPLES)],
         cwd=EXAMPLES, capture_output=True, text=True, timeout=600, check=False,

@@ -187,6 +187,11 @@ class Spawned:
             raise NoAnswer("has not ended", where=f"VM {self.name}")
         return self._ended
 
+    def signal(self, number: int) -> None:
+        """Send the VM's process a signal, if it has not ended."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._process, number)
+
     def keep(self) -> None:
         """Let the VM live on when this process ends, or closes it."""
         with suppress(BrokenPipeError):  # it has ended
@@ -200,7 +205,7 @@ class Spawned:
         if not self._kept:
             self._channel.shutdown(socket.SHUT_WR)
             if not _ends(self._process, time.monotonic() + _PATIENCE_S):
-                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+                self.signal(signal.SIGKILL)
                 _ends(self._process, None)
         self._channel.close()
         os.close(self._process)

@@ -203,15 +203,6 @@ def _config(options: Options) -> MachineConfig:
     )
 
 
-def cache_directory() -> str:
-    """Where pyvmm keeps what it can make again: `$PYVMM_CACHE`, or `pyvmm` in the user's cache directory."""
-    own = os.environ.get("PYVMM_CACHE")
-    if own:
-        return own
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "pyvmm")
-
-
 def _run(options: Options) -> int:
     if not options.has("detach"):
         return booted(options, lambda _place: None)
@@ -236,7 +227,7 @@ def run_here(
 
     *host* is this one's kind, where that is known already.
     """
-    from vmm.api.place import claim
+    from vmm.api.place import cache_directory, claim
     from vmm.kvm.assist.probe import host_kind
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -255,6 +246,7 @@ def _run_at(  # noqa: PLR0917
     started: Started,
     snapshot: Snapshot | None,
 ) -> int:
+    from vmm.api.place import cache_directory
     from vmm.session import Session
 
     session = Session(

@@ -58,8 +58,8 @@ class Log:
 class Console(SpawnBase):  # type: ignore[type-arg]  # generic in its stubs alone
     """`expect`, `expect_exact`, `send`, `sendline` and the rest of pexpect, on the console of a VM.
 
-    It begins with the first thing that the guest printed, and nothing is lost if it is read late. Not for several
-    threads.
+    It begins with the first thing that the guest printed, however late it is read, unless 8 MiB have followed that. Not
+    for several threads.
 
     *type_text* types, in a given time. *has_ended* tells whether the VM has, and *ended* what is raised then, but to
     who expects `pexpect.EOF`.

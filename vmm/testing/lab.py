@@ -56,13 +56,13 @@ class Session:
         self._required = required
         self.lab: Lab | None = None
         if threading.current_thread() is threading.main_thread():
-            signal.signal(_ALARM, self._on_alarm)
+            self._before = signal.signal(_ALARM, self._on_alarm)
 
     def close(self) -> None:
         """End what the VMs needed; there are none any more."""
         process.close()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(_ALARM, signal.SIG_DFL)
+            signal.signal(_ALARM, self._before)  # a Session may be around this one: by default it ends the process
 
     def check_host(self) -> None:
         """Skip or fail the test where there is no KVM."""
@@ -102,12 +102,15 @@ class Lab:
     def vm(self, *, name: str = "", **settings: Any) -> VM:
         """A VM that goes on from the snapshot of what the test's markers and *settings* say, newly named by *name*."""
         config, timeout = self._configured(settings)
+        watched, self._session.lab = self._session.lab, None  # else who dies now is what could not be built
         try:
             snapshot = self._session.store.snapshot(config, self._prepare)
         except NoImage as error:
             if config.image:
                 raise
             self._session.missing(str(error))
+        finally:
+            self._session.lab = watched
         vm = snapshot.clone(
             f"{_plain(name or self._item.name)}{self._suffix}-{len(self._vms)}",
             nets=config.with_lans(self._suffix).nets,
@@ -149,7 +152,7 @@ class Lab:
         """Add what there is to know of the VMs to the *report* of a failing test, and to the log directory."""
         logged = bool(self._session.logdir) and (report.when == "call" or report.failed)
         for vm in self._vms if report.failed or logged else ():
-            lines, stats = vm.console_lines(), _stats(vm)
+            lines, stats = vm.console_lines(), _stats(vm) if vm.outcome == "running" else ""
             if report.failed:
                 told = [f"{vm.outcome}; the last of {len(lines)} lines of its console:", *lines[-_LINES:]]
                 if keep and vm.outcome == "running":
@@ -201,7 +204,7 @@ def configured(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def _stats(vm: VM) -> str:
-    """What the guest made pyvmm do, as `pyvmm --stats` counts it; nothing if it cannot be told any more."""
+    """What the guest made pyvmm do, as `pyvmm --stats` counts it; nothing if it does not tell."""
     try:
         stats = vm.request("stats", timeout=_STATS_S)
     except VmmError:

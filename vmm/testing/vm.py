@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Self
 
 from vmm.agent.client import Agent, AgentError
@@ -164,7 +163,6 @@ class VM(Guest):
         self.pid = self._process.pid
         try:
             self._log = Log(os.path.join(self.directory, place.LOG))
-            self._pidfd = os.pidfd_open(self.pid)
         except OSError as error:
             said = self._process.wait(self.timeout).said
             self._process.close()
@@ -182,7 +180,6 @@ class VM(Guest):
             self._process.close()  # of one that is kept, the thread waits on
         self._last_lines = self._log.tail(_CONSOLE_LINES)
         self._process = None
-        os.close(self._pidfd)
         self._log.close()
         if self._console is not None:
             self._console.close()
@@ -224,10 +221,10 @@ class VM(Guest):
         """End it at once; the guest is not asked."""
         self._may_end = True
         for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, number)
-            if self._over.wait(_END_S):
+            if self._process is None or self._over.is_set():
                 break
+            self._process.signal(number)
+            self._over.wait(_END_S)
         return self.wait(_END_S)
 
     def wait(self, timeout: float | None = None) -> Ended:

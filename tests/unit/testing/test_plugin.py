@@ -150,6 +150,21 @@ def test_a_guest_that_dies_unnoticed_fails_its_test_at_the_end(run: Run) -> None
     done.assert_outcomes(failed=1)
 
 
+def test_a_guest_that_dies_while_a_snapshot_is_built_does_not_spoil_that(run: Run) -> None:
+    done = run("""
+        import pytest
+        from tests.unit.testing.fakes import FakeVM
+
+        @pytest.fixture(scope="session")
+        def vm_prepare():
+            return lambda _: [vm.panic() for vm in FakeVM.made if vm.name]
+
+        def test_one(vm, vm_factory): vm_factory(cpus=2)
+        def test_two(vm_factory): vm_factory(cpus=2)
+    """)
+    done.assert_outcomes(failed=1, passed=1)
+
+
 def test_vms_of_failing_tests_live_on_where_that_is_wanted(run: Run) -> None:
     done = run(
         """

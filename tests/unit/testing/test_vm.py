@@ -83,6 +83,9 @@ class FakeMachine:
             raise NoAnswer("has not ended") from error
         return Ended(self._code, self._said)
 
+    def signal(self, number: int) -> None:
+        self._child.send_signal(number)
+
     def keep(self) -> None:
         self.kept = True
 
@@ -237,6 +240,7 @@ def test_killing_it_is_no_failure(machine: FakeMachine) -> None:
     with VM("/vmlinux", name="web") as vm:
         assert vm.kill().code == 123
     assert vm.failure() is None
+    assert vm.kill().code == 123, "once more, when it is gone"
     assert repr(vm) == "<VM web: the VM was stopped>"
 
 
