@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
@@ -155,7 +156,7 @@ class Agent:
         is a descriptor of signals to send to them, a byte for each: such as that of `signal.set_wakeup_fd`.
 
         Raises:
-            AgentError: it printed more than `OUTPUT_MAX` for the result too.
+            AgentRefused: it printed more than `OUTPUT_MAX` for the result too.
         """
         strings = [cwd, *argv, *(f"{name}={value}" for name, value in {**ENVIRONMENT, **(env or {})}.items())]
         if not argv or any("\0" in text for text in strings):
@@ -170,7 +171,7 @@ class Agent:
             )
         )
         if len(request) > FRAME_MAX:
-            raise AgentRefused(argv[0], 7)  # E2BIG
+            raise AgentRefused(argv[0], errno.E2BIG)
         with self._request(Frame.EXEC, request, timeout_s, last=has_input) as wire:  # it need not have read it all
             return _converse(wire, argv[0], stdin, {Frame.STDOUT: stdout, Frame.STDERR: stderr}, signals)
 
@@ -187,7 +188,7 @@ class Agent:
         """Copy the file *path* of the guest to *target*; its mode.
 
         Raises:
-            AgentError: it has more than *size_max* bytes too; so many are in *target* then.
+            AgentRefused: it has more than *size_max* bytes too; so many are in *target* then.
         """
         with self._request(Frame.GET, os.fsencode(path) + b"\0", timeout_s) as wire:
             left = size_max
@@ -198,7 +199,7 @@ class Agent:
                 target.write(payload[:left])
                 left -= len(payload)
                 if left < 0:
-                    raise AgentError(f"{path} has more than {size_max} bytes", where="in the guest")
+                    raise AgentRefused(f"{path} has more than {size_max} bytes", errno.EFBIG)
 
     def set_time(self, time_ns: int | None = None, timeout_s: float | None = 10.0) -> None:
         """Set the guest's wall clock to *time_ns* since the epoch; to the host's if it is None."""
@@ -249,7 +250,7 @@ def _converse(
             if sink is None:
                 captured[kind] += payload
                 if sum(map(len, captured.values())) > OUTPUT_MAX:
-                    raise AgentError(f"{name} has printed more than {OUTPUT_MAX >> 20} MiB", where="in the guest")
+                    raise AgentRefused(f"{name} has printed more than {OUTPUT_MAX >> 20} MiB", errno.EFBIG)
             elif sink != DISCARD:
                 _write(sink, payload)
         wanted = [fd for fd in (signals, feed.descriptor) if fd is not None]

@@ -7,12 +7,15 @@ import os
 import shutil
 import subprocess
 import tarfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 from vmm.agent.client import OUTPUT_MAX, Agent, AgentError, AgentRefused
 from vmm.testing.errors import CommandFailed, CommandTimeout, VMError
+
+_SETTLE_S = 0.3
 
 _T = TypeVar("_T")
 
@@ -72,7 +75,8 @@ class Guest(ABC):
         Raises:
             CommandFailed: its status is not 0, and *check* is true.
             CommandTimeout: it was not done in time, and was killed.
-            OSError: it cannot be started: `FileNotFoundError`, `PermissionError` and others, as of `subprocess.run`.
+            OSError: it cannot be started: `FileNotFoundError`, `PermissionError` and others, as of `subprocess.run`;
+                it has printed more than 64 MiB (EFBIG), and was killed.
         """
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         stdin = input.encode() if isinstance(input, str) else input or b""
@@ -131,7 +135,7 @@ class Guest(ABC):
         permissions.
 
         Raises:
-            OSError: it cannot be read there, or not be written here.
+            OSError: it cannot be read there, has more than that (EFBIG), or cannot be written here.
         """
         limit = self.timeout if timeout is None else timeout
         data = io.BytesIO()
@@ -159,6 +163,11 @@ class Guest(ABC):
         """Have the guest write to its disks what it has not yet."""
         limit = self.timeout if timeout is None else timeout
         self._ask(lambda: self.agent.sync(timeout_s=limit), "sync", limit)
+
+    def settle(self) -> None:
+        """Let the guest be done with the last request. What is left of that would have to be done in each clone."""
+        self.agent.close()
+        time.sleep(_SETTLE_S)
 
     @abstractmethod
     def console_lines(self) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 _MACHINE = "machine"
 _WRITING_S = 600.0
-#: What a guest has still to do for the last request would be to be done in each clone.
-_SETTLE_S = 0.3
 
 
 class Snapshot:
@@ -36,8 +33,7 @@ class Snapshot:
     def of(cls, vm: VM, directory: str = "") -> Self:
         """Of the running *vm*, as it is now, in the *directory*; else in one of its own that goes with it."""
         kept = directory or tempfile.mkdtemp(prefix=f"pyvmm-{vm.name}-", dir="/var/tmp")
-        vm.agent.close()
-        time.sleep(_SETTLE_S)
+        vm.settle()
         try:
             vm.request("snapshot", timeout=_WRITING_S, path=os.path.join(kept, _MACHINE), overlays=True)
         except BaseException:

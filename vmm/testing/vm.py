@@ -174,6 +174,7 @@ class VM(Guest):
         """End it, unless it is to be kept, and let go of it."""
         if self._process is None:
             return
+        self.agent.close()
         if not self._kept:
             self.kill()
             self._watch.join()

@@ -48,6 +48,9 @@ class FakeVM:
     def run(self, command: object) -> None:
         self.commands.append(command)
 
+    def settle(self) -> None:
+        """There is nothing left to do."""
+
     def request(self, do: str, **arguments: Any) -> dict[str, Any]:
         if do == "snapshot":
             with open(arguments["path"], "w", encoding="ascii") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -168,6 +169,16 @@ def test_what_the_guest_refuses_is_an_os_error(vm: VM, machine: FakeMachine) -> 
     machine.on_exec = lambda channel, _: channel.sendall(frame(ERROR, (2).to_bytes(4, "little")))
     with pytest.raises(FileNotFoundError, match="in VM web: 'no-such'"):
         vm.run(["no-such"])
+
+
+def test_a_command_that_prints_without_end_is_no_sign_of_a_lost_agent(
+    vm: VM, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmm.agent.client.OUTPUT_MAX", 3)
+    machine.on_exec = lambda channel, _: channel.sendall(exited(0, b"much"))
+    with pytest.raises(OSError, match="File too large in VM web") as raised:
+        vm.run(["yes"])
+    assert raised.value.errno == errno.EFBIG
 
 
 def test_a_command_that_takes_too_long_is_told_from_a_guest_that_hangs(vm: VM, machine: FakeMachine) -> None:
