@@ -32,7 +32,7 @@ from vmm.testing import (
     process,
 )
 
-HELLO, EXEC, DATA, END, OK, ERROR, STDOUT, EXIT = 1, 2, 7, 8, 32, 33, 34, 36
+HELLO, DATA, END, OK, ERROR, STDOUT, EXIT = 1, 7, 8, 32, 33, 34, 36
 _HEADER = struct.Struct("<II")
 #: As the console of a guest that has panicked.
 PANIC = "[    1.5] Kernel panic - not syncing: oh no\r\n[    1.6] ---[ end Kernel panic - not syncing: oh no ]---\r\n"
@@ -104,21 +104,25 @@ class FakeMachine:
                 channel, _ = self._listener.accept()
             except OSError:
                 return
-            with channel:
-                channel.recv(len(b"CONNECT 1023\n"))
-                kind, payload = _received(channel)
-                if kind == HELLO and not self.greets:
-                    time.sleep(1)
-                    continue
-                channel.sendall(b"OK 1073741824\n")
-                if kind == HELLO:
-                    channel.sendall(frame(OK, (1).to_bytes(4, "little") + payload))
-                else:
+            threading.Thread(target=self._answer, args=[channel], daemon=True).start()
+
+    def _answer(self, channel: socket.socket) -> None:
+        with channel, suppress(BrokenPipeError):
+            channel.recv(len(b"CONNECT 1023\n"))
+            channel.sendall(b"OK 1073741824\n")
+            while request := _received(channel):
+                kind, payload = request
+                if kind != HELLO:
                     self.on_exec(channel, payload)
+                elif self.greets:
+                    channel.sendall(frame(OK, (1).to_bytes(4, "little") + payload))
 
 
-def _received(channel: socket.socket) -> tuple[int, bytes]:
-    size, kind = _HEADER.unpack(channel.recv(_HEADER.size, socket.MSG_WAITALL))
+def _received(channel: socket.socket) -> tuple[int, bytes] | None:
+    header = channel.recv(_HEADER.size, socket.MSG_WAITALL)
+    if not header:
+        return None
+    size, kind = _HEADER.unpack(header)
     return kind, channel.recv(size, socket.MSG_WAITALL) if size else b""
 
 
@@ -210,7 +214,7 @@ def test_a_guest_that_hangs_is_told_before_the_command_s_time_is_over(
 
 
 def test_an_agent_that_hangs_up_is_lost(vm: VM, machine: FakeMachine) -> None:
-    machine.on_exec = lambda channel, _: None
+    machine.on_exec = lambda channel, _: channel.shutdown(socket.SHUT_RDWR)
     with pytest.raises(AgentLost):
         vm.run(["reboot"])
 
