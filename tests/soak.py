@@ -28,7 +28,7 @@ from tests.fakes import cuts, guest
 from tests.guest.linux import Image, LinuxGuest, file_on_disk, file_system_is_clean
 from tests.kvm.load import survive
 from tests.kvm.machines import Machines
-from tests.net.namespace import ip, links, network_namespace
+from tests.net.namespace import links, make_bridge, network_namespace
 from vmm import outcome
 from vmm.config import MachineConfig, parse_disk, parse_net
 from vmm.errors import BackendError, VmmError
@@ -298,9 +298,7 @@ def main() -> int:
     shutil.rmtree(PLACE, ignore_errors=True)
     os.makedirs(os.environ["TMPDIR"])
     with network_namespace():
-        ip("link add br0 type bridge")
-        ip(f"address add {HOST}/24 dev br0")
-        ip("link set br0 up")
+        make_bridge()
         seconds = options.hours * 3600 if options.hours else options.minutes * 60
         return 0 if soak(seconds, [names[name] for name in options.only or names]) else 1
 

@@ -35,7 +35,7 @@ _OVERLAY = "overlay="
 _FORWARD = "hostfwd="
 _FORWARD_FIX = "such as hostfwd=tcp:2222-:22, or hostfwd=tcp:0.0.0.0:2222-:22 for all of the host's addresses"
 _CID_MIN, _CID_MAX = 3, 0xFFFF_FFFE  # those below are the hypervisor's, the loopback's and the host's
-_TIMEOUT_MAX_S = 1e9
+TIMEOUT_MAX_S = 2e6  # poll(2) waits for no more than 2^31 ms
 _RATE_UNITS, _RATE_DIGITS = {"K": 1 << 10, "M": MIB, "G": 1 << 30}, 9
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 
@@ -123,6 +123,15 @@ class NetLimits(Value):
     rx_pps: Rate | None = None
     tx_bw: Rate | None = None
     tx_pps: Rate | None = None
+
+
+#: The words of `--net`, and whether they take a value. Any other word is a network.
+NET_WORDS = {
+    "user": False,
+    "auto": False,
+    **dict.fromkeys(("name", "private", "bridge", "tap", "lan", "vlan", "pcap", "mac", "mtu", "queues"), True),
+    **dict.fromkeys((*NetLimits.__annotations__, "hostfwd"), True),
+}
 
 
 class Forward(Value):
@@ -245,8 +254,8 @@ class MachineConfig(Value):
             )
         if self.memory_bytes % PAGE:
             raise ConfigError(f"{self.memory_bytes} bytes are no whole number of pages of 4 KiB", where="--memory")
-        if self.timeout_s is not None and not 0 < self.timeout_s <= _TIMEOUT_MAX_S:
-            raise ConfigError(f"must be more than 0 and at most {_TIMEOUT_MAX_S:.0f} seconds", where="--timeout")
+        if self.timeout_s is not None and not 0 < self.timeout_s <= TIMEOUT_MAX_S:
+            raise ConfigError(f"must be more than 0 and at most {TIMEOUT_MAX_S:.0f} seconds", where="--timeout")
         if self.transport not in TRANSPORTS:
             raise ConfigError(f"{self.transport!r} is no transport", where="--transport", fix=", ".join(TRANSPORTS))
         if self.engine not in (None, *ENGINES):
@@ -348,12 +357,9 @@ def parse_net(text: str) -> NetConfig:
         ConfigError: an option is unknown, has no value or a wrong one.
     """
     parts = text.split(",")
-    places = ("name", "private", "bridge", "tap", "lan", "vlan", "pcap")
-    names = (*places, "mac", "mtu", "queues", *NetLimits.__annotations__)
-    known = {"user": False, "auto": False, **dict.fromkeys(names, True)}
-    network = parts.pop(0) if "=" not in parts[0] and parts[0] not in known else ""
+    network = parts.pop(0) if "=" not in parts[0] and parts[0] not in NET_WORDS else ""
     forwards = [part for part in parts if part.startswith(_FORWARD)]
-    values = _options([part for part in parts if part not in forwards], "--net", known | {"hostfwd": True})
+    values = _options([part for part in parts if part not in forwards], "--net", NET_WORDS)
     vlan = values.get("vlan", "0")
     if values.get("private", "no") not in ("yes", "no"):
         raise ConfigError(f"private={values['private']} is neither yes nor no", where="--net")

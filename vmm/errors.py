@@ -6,10 +6,10 @@ class           whose fault                    what happens
 `ConfigError`   the user's                     exit code 2, before anything is opened
 `HostError`     the host's (kernel, files)     exit code 125, the message says the fix
 `GuestFault`    the guest's, one device's      contained: the device asks for reset
-`GuestCrash`    the guest's, the whole VM's    the VM stops, exit code 121 with a report
 ==============  =============================  ==========================================
 
-Anything else that is raised is a bug of pyvmm and stops it loudly.
+What the guest cannot survive is no error but an `Outcome`. Anything else that is raised is a bug of pyvmm and stops it
+loudly.
 """
 
 from __future__ import annotations
@@ -22,31 +22,28 @@ if TYPE_CHECKING:
 
 
 class VmmError(Exception):
-    """Base of all errors that pyvmm raises on purpose."""
-
-
-class ConfigError(VmmError):
-    """What the user asked for cannot be: *what* is wrong, *where* (option, path), and how to *fix* it."""
+    """Base of all errors that pyvmm raises on purpose: *what* is wrong, *where* (option, path), and how to *fix* it."""
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
-        super().__init__(_message(what, where, fix))
+        text = f"{where}: {what}" if where else what
+        super().__init__("\n  ".join([text, *fix.splitlines()]))
+
+
+class ConfigError(VmmError):
+    """What the user asked for cannot be."""
 
 
 class HostError(VmmError):
     """The host cannot do what is needed; `fix` is what the user can do about it."""
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what, self.where, self.fix = what, where, fix
-        super().__init__(_message(what, where, fix))
-
 
 class KvmError(HostError):
     """The ioctl *op* (its kernel name) failed with *errno*."""
 
-    def __init__(self, op: str, errno: int, *, fix: str = "") -> None:
+    def __init__(self, op: str, errno: int) -> None:
         self.op, self.errno = op, errno
-        super().__init__(f"{op} failed: {os.strerror(errno)} (errno {errno})", where="/dev/kvm", fix=fix)
+        super().__init__(f"{op} failed: {os.strerror(errno)} (errno {errno})", where="/dev/kvm")
 
 
 class BackendError(HostError):
@@ -65,19 +62,6 @@ class GuestMemoryError(GuestFault):
         super().__init__(f"no guest RAM at {gpa:#x}+{size:#x}")
 
 
-class GuestCrash(VmmError):
-    """The guest can run no further. *report* holds the registers and the instruction, ready to print."""
-
-    def __init__(self, reason: str, report: str = "") -> None:
-        self.reason, self.report = reason, report
-        super().__init__(reason)
-
-
 def assert_never(value: Never) -> NoReturn:
     """End a `match` over a closed union, as `typing.assert_never`, whose module costs 5 ms at start."""
     raise AssertionError(f"nobody handles {value!r}")
-
-
-def _message(what: str, where: str, fix: str) -> str:
-    text = f"{where}: {what}" if where else what
-    return "\n  ".join([text, *fix.splitlines()])

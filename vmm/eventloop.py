@@ -12,6 +12,8 @@ from collections.abc import Callable
 from itertools import count
 
 Callback = Callable[[], None]
+#: epoll_wait(2) waits for no more than 2^31 ms.
+_WAIT_MAX_S = 2e6
 
 
 class EventLoop:
@@ -58,7 +60,7 @@ class EventLoop:
         os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
-        """Make `run` return after the callback it is in."""
+        """Make `run` return after its turn."""
         self._stopping = True
         os.eventfd_write(self._wake, 1)
 
@@ -89,7 +91,7 @@ class EventLoop:
         with self._timer_lock:
             if not self._timers:
                 return None
-            return max(0.0, self._timers[0][0] - time.monotonic())
+            return min(max(0.0, self._timers[0][0] - time.monotonic()), _WAIT_MAX_S)
 
     def _run_timers(self) -> None:
         now = time.monotonic()

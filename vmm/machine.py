@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vmm.native.plain import PlainRegisters
     from vmm.parts import Parts
     from vmm.regs import Chip
+    from vmm.snapshot.writing import Writing
     from vmm.standstill import Standstill
     from vmm.virtio.transport.core import Reporting, Transport
 
@@ -116,7 +117,6 @@ class Machine:
         )
         self._add_platform_devices(config)
         self._generation = GenerationId(memory, self._irq(layout.IRQ_GENERATION))
-        self._generation.renew()
         self._disks = blk_devices(self._session, self._loop, self._on_disk_stalled)
         self._console = console_device(self._session)
         devices = [*self._disks, *other_devices(self._session, self._loop), *([self._console] if self._console else [])]
@@ -127,6 +127,7 @@ class Machine:
             self.description = f"goes on from {snapshot.path}"
             snapshot.used_by(self._parts().restore)
         else:
+            self._generation.renew()
             self._load(tables(), memory)
 
     # -- devices -----------------------------------------------------------------------------------------------------
@@ -237,9 +238,18 @@ class Machine:
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
     def snapshot(self, path: str, parent: str = "", *, overlays: bool = False) -> None:
-        """Write all of the machine to the file *path*; it stands only until its state is told, and the memory forked.
+        """Write all of the machine to the file *path*; as `begin_snapshot`, and to its end."""
+        file = self.begin_snapshot(path, parent, overlays=overlays)
+        try:
+            file.finish()
+        finally:
+            file.close()
 
-        Of the memory just what is not as in the snapshot *parent*, where there is one. What is on disks that are thrown
+    def begin_snapshot(self, path: str, parent: str = "", *, overlays: bool = False) -> Writing:
+        """All of the machine, on its way to the file *path*: who calls it finishes and closes that.
+
+        The machine stands only until its state is told, and the memory forked; what comes after needs it no more. Of
+        the memory just what is not as in the snapshot *parent*, where there is one. What is on disks that are thrown
         away at the end is kept beside it, with *overlays* what is on overlays too. Any thread but the machine's own;
         who calls it keeps the machine from being closed meanwhile.
 
@@ -250,23 +260,24 @@ class Machine:
         from vmm.snapshot.writing import Writing
         from vmm.standstill import Standstill
 
-        standstill = Standstill(self._runners, self._loop, self._transports)
+        standstill = Standstill(self._runners, self._loop, self._transports, running=self._started)
         file = Writing(path, self._config, self._memory, self._snapshot, parent)
         try:
             try:
-                standstill.begin(running=self._started)
+                standstill.begin()
                 if self._end is not None:
                     raise HostError("the guest has ended")
                 file.take(self._parts().state(self._kvm), self._session.backends.disks, overlays=overlays)
             finally:
                 self._end_standstill(standstill)
-            file.finish()
-        finally:
+        except BaseException:
             file.close()
+            raise
+        return file
 
     def _end_standstill(self, standstill: Standstill) -> None:
         try:
-            standstill.end(running=self._started)
+            standstill.end()
         except BaseException as error:
             self._finish(error)  # a guest without one of its devices is none
             raise
@@ -286,6 +297,7 @@ class Machine:
         self._started = True
         HaltWatch(self._loop, self._runners, lambda: total_exits(self._runners, self._pio, self._mmio), self._on_halt)
         if self._snapshot is not None:
+            self._generation.renew()
             told = self._snapshot.told
             self._parts().revive(self._snapshot.machine, clock_stood=told)
             if told:

@@ -69,11 +69,11 @@ def register(offset: int, name: str, width: int = 4) -> Callable[[Reader], Regis
     return declare
 
 
-def write_only(offset: int, name: str, width: int = 4) -> Callable[[Writer], Register]:
-    """Declare the decorated method as the writer of a register that reads as all ones."""
+def write_only(offset: int, name: str) -> Callable[[Writer], Register]:
+    """Declare the decorated method as the writer of a register of 4 bytes that reads as all ones."""
 
     def declare(function: Writer) -> Register:
-        declared = Register(offset, name, width, None)
+        declared = Register(offset, name, 4, None)
         declared.write = function
         return declared
 

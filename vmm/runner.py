@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 #: Who waits for a vCPU looks so often whether it still runs.
 _LOOK_S = 0.1
+#: So many places are told apart in statistics: a guest can touch any number of addresses.
+PLACES_MAX = 1 << 14
+_OTHERS = "others"
 
 
 class VcpuRunner:
@@ -39,8 +42,8 @@ class VcpuRunner:
         pio: Bus,
         mmio: Bus,
         on_end: Callable[[Outcome | BaseException], None],
-        assist: VcpuAssist | None = None,
-        trace: Trace | None = None,
+        assist: VcpuAssist | None,
+        trace: Trace | None,
     ) -> None:
         self.vcpu = vcpu
         self._memory = memory
@@ -54,8 +57,8 @@ class VcpuRunner:
         self._called = threading.Event()
         self._errands: deque[Callable[[], object]] = deque()
         self._thread = threading.Thread(target=self._main, name=f"vcpu-{vcpu.index}", daemon=True)
-        #: How often the guest came out, by what for: ("out", port), ("mmio read", page), ("assist", 0), …
-        self.exits: defaultdict[tuple[str, int], int] = defaultdict(int)
+        #: How often the guest came out, by what for: ("out", port), ("mmio read", gpa), ("assist", 0), …
+        self.exits: defaultdict[tuple[str, int], int] = defaultdict(self._new_place)
 
     def start(self) -> None:
         """Let the vCPU run."""
@@ -81,16 +84,19 @@ class VcpuRunner:
         """What *errand* gives, run as by `in_thread`; here, if the vCPU does not run yet. Not the vCPU's own thread.
 
         Raises:
-            HostError: the vCPU has ended.
+            HostError: the vCPU has ended; or *errand* raised it.
         """
         if self._thread.ident is None:
             return errand()
         results: list[_T] = []
+        failures: list[HostError] = []
         done = threading.Event()
 
         def run() -> None:
             try:
                 results.append(errand())
+            except HostError as error:  # for who asked: the guest goes on
+                failures.append(error)
             finally:
                 done.set()
 
@@ -98,6 +104,8 @@ class VcpuRunner:
         while not done.wait(_LOOK_S):
             if not self._thread.is_alive():
                 break
+        if failures:
+            raise failures[0]
         if not results:
             raise HostError("the guest has ended")
         return results[0]
@@ -134,11 +142,6 @@ class VcpuRunner:
         self._holders.discard(holder)
         self._called.set()
 
-    @property
-    def native_thread_id(self) -> int | None:
-        """The kernel's id of the thread, once it runs."""
-        return self._thread.native_id
-
     def _main(self) -> None:
         try:
             self.vcpu.bind_to_thread()
@@ -150,6 +153,13 @@ class VcpuRunner:
                     return
         except BaseException as error:  # noqa: BLE001 - our bug or the host's error: the main thread raises it again
             self._on_end(error)
+
+    def _new_place(self) -> int:
+        if len(self.exits) >= PLACES_MAX:
+            others = sum(self.exits.values())
+            self.exits.clear()
+            self.exits[_OTHERS, 0] = others
+        return 0
 
     def _handle(self, event: exits.VcpuExit) -> Outcome | None:
         if self._trace:
@@ -248,7 +258,10 @@ def count_exits(runners: Sequence[VcpuRunner], pio: Bus, mmio: Bus, before: dict
     counts = dict(before)
 
     def add(kind: str, address: int, count: int) -> None:
-        name = kind if kind == "assist" else f"{kind} {(mmio if 'mmio' in kind else pio).register_name(address)}"
+        exact = kind in ("assist", _OTHERS)
+        name = kind if exact else f"{kind} {(mmio if 'mmio' in kind else pio).register_name(address)}"
+        if name not in counts and len(counts) >= PLACES_MAX:
+            name = _OTHERS
         counts[name] = counts.get(name, 0) + count
 
     for runner in runners:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         def press_ctrl_alt_del(self) -> None:
             """Ask the guest to shut down."""
 
-        def snapshot(self, path: str, parent: str = "", *, overlays: bool = False) -> None:
+        def begin_snapshot(self, path: str, parent: str = "", *, overlays: bool = False) -> Snapshotting:
             """Write all of the machine to the file *path*; of its memory what is not as in the snapshot *parent*.
 
             With *overlays* what is on these is kept too.
@@ -51,6 +51,15 @@ if TYPE_CHECKING:
 
         def count_exits(self) -> dict[str, int]:
             """How often the guest came out, by what for."""
+
+    class Snapshotting(Protocol):
+        """A snapshot on its way, which needs the machine no more: `vmm.snapshot.writing.Writing`."""
+
+        def finish(self) -> None:
+            """Write it to its end."""
+
+        def close(self) -> None:
+            """Let go of it, finished or not."""
 
 
 _BUILD = "install a C compiler, python3-dev and liburing-dev, then pyvmm again: pip install --force-reinstall pyvmm"

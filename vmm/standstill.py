@@ -22,26 +22,28 @@ _PATIENCE_S = 5.0
 class Standstill:
     """A machine in which nothing moves from `begin` to `end`: no vCPU, no worker, no callback of the io thread.
 
-    No instruction is half done then, and no request. Any thread but the machine's own.
+    No instruction is half done then, and no request. *running*: the machine has been started. Once; any thread but the
+    machine's own.
     """
 
-    def __init__(self, runners: Sequence[VcpuRunner], loop: EventLoop, transports: Sequence[Transport]) -> None:
-        self._runners, self._loop, self._transports = runners, loop, transports
+    def __init__(
+        self, runners: Sequence[VcpuRunner], loop: EventLoop, transports: Sequence[Transport], *, running: bool
+    ) -> None:
+        self._runners, self._loop, self._transports, self._running = runners, loop, transports, running
         self._over = threading.Event()
 
-    def begin(self, *, running: bool) -> None:
-        """Stop everything; *running*: the machine has been started. Also where this fails, `end` makes it go on.
+    def begin(self) -> None:
+        """Stop everything. Also where this fails, `end` makes it go on.
 
         Raises:
             HostError: the guest has ended.
         """
-        self._over.clear()
         for runner in self._runners:
             runner.hold(_HOLDER)
         for runner in self._runners:
             runner.call(lambda: None)
         # After the vCPUs, which may have asked the io thread for something, and before the devices, which it calls.
-        if running:
+        if self._running:
             stands = threading.Event()
 
             def stand() -> None:
@@ -55,14 +57,14 @@ class Standstill:
             with transport.lock:
                 transport.core.stand()
 
-    def end(self, *, running: bool) -> None:
+    def end(self) -> None:
         """Let everything go on.
 
         Raises:
             HostError: a device cannot; all the rest does.
         """
         try:
-            if running:
+            if self._running:
                 for transport in self._transports:
                     with transport.lock:
                         transport.core.go_on()

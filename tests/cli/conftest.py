@@ -53,6 +53,7 @@ class Pyvmm:
     def __init__(self, directory: str, cache: str) -> None:
         self.directory = directory
         self.environment = {**os.environ, "PYVMM_CACHE": cache, "TMPDIR": directory}
+        self.environment.pop("PYTHONUNBUFFERED", None)  # users do not have it
         self._own: set[str] = set()
 
     def file(self, name: str, content: bytes) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+from contextlib import closing
+from typing import BinaryIO
 
 import pytest
 
@@ -97,15 +99,28 @@ def test_output_is_complete_when_the_machine_ends(pyvmm: Pyvmm) -> None:
 
 @pytest.mark.parametrize("arguments", [("doctor",), ("--help",)])
 def test_printing_to_a_pipe_that_nobody_reads(pyvmm: Pyvmm, arguments: tuple[str, ...]) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        run = pyvmm(*arguments, stdout=writer)
-    finally:
-        os.close(writer)
+    with closing(broken_pipe()) as pipe:
+        run = pyvmm(*arguments, stdout=pipe)
     assert run.code == 125
     assert "Traceback" not in run.messages
     assert "Exception" not in run.messages
+
+
+def test_messages_to_a_pipe_that_nobody_reads_change_no_exit_code(pyvmm: Pyvmm) -> None:
+    with closing(broken_pipe()) as pipe:
+        assert pyvmm("frobnicate", stdout=pipe, stderr=pipe).code == 2
+
+
+def broken_pipe() -> BinaryIO:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return open(writer, "wb")
+
+
+def test_printing_to_a_full_disk(pyvmm: Pyvmm) -> None:
+    with open("/dev/full", "wb") as full:
+        run = pyvmm("--help", stdout=full)
+    assert (run.code, run.messages) == (125, "pyvmm: stdout: No space left on device\n")
 
 
 def test_the_debug_console_prints_too(pyvmm: Pyvmm) -> None:

@@ -56,9 +56,9 @@ MISTAKES = {
     "too many cpus": (["--cpus", "65"], "--cpus: 65 is not within 1 … 64"),
     "boot": (["--boot", "uefi"], "--boot: 'uefi' is no way to boot\n  auto, bzimage, elf, pvh"),
     "timeout in words": (["--timeout", "soon"], "--timeout: 'soon' is no number of seconds"),
-    "timeout nan": (["--timeout", "nan"], "--timeout: must be more than 0 and at most "),
+    "timeout nan": (["--timeout", "nan"], "--timeout: 'nan' is no number of seconds"),
     "timeout zero": (["--timeout", "0"], "--timeout: must be more than 0 and at most "),
-    "timeout infinite": (["--timeout", "inf"], "--timeout: must be more than 0 and at most "),
+    "timeout infinite": (["--timeout", "inf"], "--timeout: 'inf' is no number of seconds"),
     "trace": (["--trace", "pio,irq"], "--trace: irq cannot be traced\n  one of exits, pio, mmio, virtio, assist"),
     "serial": (["--serial", "pty"], "--serial: 'pty' is no serial port\n  stdio, quiet, file:PATH or null"),
     "serial without a file": (

@@ -5,6 +5,19 @@ from __future__ import annotations
 import threading
 
 
+class FakeSnapshot:
+    """As `vmm.session.Snapshotting`; it is finished when its machine says `may_finish`."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+
+    def finish(self) -> None:
+        self._machine.may_finish.wait(10)
+
+    def close(self) -> None:
+        self._machine.snapshots_closed += 1
+
+
 class FakeMachine:
     """As `vmm.session.Present`. What is typed is in `typed` while it `reads`; a pause waits for `may_pause`."""
 
@@ -14,6 +27,9 @@ class FakeMachine:
         self.typed = b""
         self.ctrl_alt_del = 0
         self.snapshots: list[tuple[str, str, bool]] = []
+        self.snapshots_closed = 0
+        self.may_finish = threading.Event()
+        self.may_finish.set()
         self.stopped: list[str] = []
         self.may_pause = threading.Event()
         self.may_pause.set()
@@ -37,8 +53,9 @@ class FakeMachine:
     def press_ctrl_alt_del(self) -> None:
         self.ctrl_alt_del += 1
 
-    def snapshot(self, path: str, parent: str = "", *, overlays: bool = False) -> None:
+    def begin_snapshot(self, path: str, parent: str = "", *, overlays: bool = False) -> FakeSnapshot:
         self.snapshots.append((path, parent, overlays))
+        return FakeSnapshot(self)
 
     def count_exits(self) -> dict[str, int]:
         return {"out com1.DATA": 3}

@@ -8,7 +8,7 @@ import pytest
 
 from tests.guest.conftest import Start
 from tests.guest.linux import Image, file_on_disk, file_system_is_clean
-from tests.net.namespace import ip, network_namespace
+from tests.net.namespace import make_bridge, network_namespace
 
 pytestmark = [pytest.mark.guest, pytest.mark.net, pytest.mark.slow]
 
@@ -18,9 +18,7 @@ BOOT_S = 600
 def test_debians_kernel_boots_to_a_shell(debian: Image, start: Start, tmp_path: os.PathLike[str]) -> None:
     root = debian.copy_root(os.path.join(tmp_path, "root.img"))
     with network_namespace():
-        ip("link add br0 type bridge")
-        ip("address add 10.0.0.1/24 dev br0")
-        ip("link set br0 up")
+        make_bridge()
         guest = start(
             "-k", debian.kernel(), "-i", debian.initrd, "-d", root, "-n", "bridge=br0", "-m", "512M", "-a", "quiet",
             "--no-reboot",

@@ -10,7 +10,7 @@ import pytest
 
 from tests.guest.linux import MIB, Image, LinuxGuest, make_disk, sha256
 from tests.guest.transfer import TRANSFER_S, end_serving, fetch_here, serve
-from tests.net.namespace import ip, links, network_namespace
+from tests.net.namespace import links, make_bridge, network_namespace
 
 pytestmark = [pytest.mark.guest, pytest.mark.net]
 
@@ -24,10 +24,7 @@ PORT = 5000
 def bridge() -> Iterator[str]:
     """The tests of this file run in a network namespace with a bridge."""
     with network_namespace():
-        ip("link add br0 type bridge")
-        ip(f"address add {HOST}/24 dev br0")
-        ip("link set br0 up")
-        yield "br0"
+        yield make_bridge()
         assert links() == {"lo", "br0"}
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.guest.linux import MIB, Image, LinuxGuest, make_disk
 from tests.guest.transfer import end_serving, fetch, serve
 from tests.net import managed
-from tests.net.namespace import ip
+from tests.net.namespace import ip, make_bridge
 from vmm.host.net import guests, networks
 from vmm.host.net.create import create_nat, create_physical
 from vmm.host.net.store import Store
@@ -50,14 +50,13 @@ def host() -> Iterator[managed.Host]:
         patch.setenv("PYVMM_STATE", made.directory)
         patch.setenv("PYVMM_HOSTS", made.hosts)
         before = managed.state(made)
-        ip("link add br0 type bridge")
-        ip("address add 10.0.0.1/24 dev br0")
-        ip("link set br0 up")
+        make_bridge()
         here = ["sh", "-c", DNSMASQ.format("br0", "10.0.0.1")]
         beyond = made.router.command(DNSMASQ.format("down0", "192.0.2.1"))
         servers = [subprocess.Popen(command) for command in (here, beyond)]
         made.router.run("ip route add 10.0.0.0/24 via 192.0.2.2")
-        create_physical(Store(), "wire", "up0", confirm_timeout_s=None)
+        create_physical(Store(), "wire", "up0", confirm_timeout_s=60)
+        networks.confirm(Store(), "wire")
         create_nat(Store(), "lab")
         yield made
         for name in ("lab", "wire"):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.guest.conftest import Start
 from tests.guest.linux import MIB, Image, make_disk, sha256
-from tests.net.namespace import ip, network_namespace
+from tests.net.namespace import ip, make_bridge, network_namespace
 
 pytestmark = [pytest.mark.guest, pytest.mark.net]
 
@@ -23,9 +23,7 @@ TRANSFER_BYTES, TRANSFER_S = 4 * MIB, 300
 def test_two_queues_and_segmentation(micro: Image, start: Start, tmp_path: os.PathLike[str], engine: str) -> None:
     disk = make_disk(os.path.join(tmp_path, "data.img"), TRANSFER_BYTES)
     with network_namespace():
-        ip("link add br0 type bridge")
-        ip(f"address add {HOST}/24 dev br0")
-        ip("link set br0 up")
+        make_bridge()
         guest = start(
             "-k", micro.kernel(), "-i", micro.initrd, "-m", "128M", "-c", "2", "--engine", engine,
             "-n", "bridge=br0,queues=2", "-d", disk, "-a", f"quiet root= ip={GUEST}::{HOST}:255.255.255.0::eth0:off",

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from vmm.host.net.create import create_nat
+from vmm.host.net.network import Nat
 from vmm.host.net.store import Store
 
 from . import helper, managed
-from .namespace import ip, links, network_namespace, open_fds
+from .namespace import ip, links, make_bridge, network_namespace, open_fds
 
 
 @pytest.fixture
@@ -25,10 +27,7 @@ def netns() -> Iterator[None]:
 @pytest.fixture
 def bridge(netns: None) -> str:
     """A bridge that is up, without ports; the host's address on it is 10.0.0.1."""
-    ip("link add br0 type bridge")
-    ip("address add 10.0.0.1/24 dev br0")
-    ip("link set br0 up")
-    return "br0"
+    return make_bridge()
 
 
 @pytest.fixture
@@ -64,6 +63,18 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[managed.Host]:
 def store(host: managed.Host) -> Store:
     """What pyvmm knows of the host's networks."""
     return Store()
+
+
+@pytest.fixture
+def network(store: Store) -> Nat:
+    """A network behind NAT."""
+    return create_nat(store, "lab")
+
+
+@pytest.fixture
+def hosts_bridge(host: managed.Host) -> str:
+    """As `bridge`, on the host with an uplink."""
+    return make_bridge()
 
 
 @pytest.fixture

@@ -77,6 +77,14 @@ def ip(arguments: str) -> str:
     return subprocess.run(["ip", *arguments.split()], check=True, capture_output=True, text=True).stdout
 
 
+def make_bridge() -> str:
+    """A bridge ``br0`` that is up, with the host's address 10.0.0.1; its name."""
+    ip("link add br0 type bridge")
+    ip("address add 10.0.0.1/24 dev br0")
+    ip("link set br0 up")
+    return "br0"
+
+
 def sysctl(path: str) -> str:
     """The setting *path* of this namespace, under /proc/sys."""
     with open(f"/proc/sys/{path}") as file:

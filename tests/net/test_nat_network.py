@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from ipaddress import IPv4Network, IPv6Network
 
 import pytest
@@ -25,6 +27,25 @@ def test_guests_get_addresses(host: Host, store: Store) -> None:
     assert network.subnet == IPv4Network("10.77.0.0/24")
     assert socket.inet_aton(address)[:3] == b"\x0a\x4d\x00"
     assert (router, dns, domain) == ("10.77.0.1", "10.77.0.1", "lab")
+
+
+#: Asks for the address of another network, and so often that it would be seen in a log.
+WRONG_REQUESTS = """
+import socket
+channel = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+request = bytes((1, 1, 6)) + bytes(233) + bytes.fromhex("63825363 350103 32040a4e0009 ff")
+for _ in range(100):
+    channel.sendto(request, ("10.77.0.1", 67))
+"""
+
+
+def test_a_guest_fills_no_log(host: Host, store: Store) -> None:
+    create_nat(store, "lab")
+    guest = host.guest("lab")
+    host.lease(guest)
+    guest.run(f"{sys.executable} -c '{WRONG_REQUESTS}'")
+    host.lease(guest)  # by now all of them are answered
+    assert os.path.getsize(store.path("lab", "log")) == 0
 
 
 def test_guests_reach_the_world_by_the_hosts_address(host: Host, store: Store) -> None:
@@ -79,6 +100,16 @@ def test_guests_and_the_host_find_guests_by_name(host: Host, store: Store) -> No
     host.lease(other)
     assert f"Address: {web.address}\n" in other.run("busybox nslookup web1.lab 10.77.0.1")
     assert f"{web.address}\tweb1.lab web1\t# pyvmm net lab\n" in host.names()
+
+
+def test_a_table_of_names_may_end_within_a_line(host: Host, store: Store) -> None:
+    network = create_nat(store, "lab")
+    with open(host.hosts, "w") as file:
+        file.write("192.0.2.9\tmail")
+    web = guests.attach(store, network, "web1")
+    assert host.names() == f"192.0.2.9\tmail\n{web.address}\tweb1.lab web1\t# pyvmm net lab\n"
+    guests.detach(store, network, "web1")
+    assert host.names() == "192.0.2.9\tmail\n"
 
 
 def test_guests_find_one_that_takes_no_lease_by_name(host: Host, store: Store) -> None:

@@ -48,11 +48,6 @@ except TimeoutError:
 """
 
 
-@pytest.fixture
-def network(store: Store) -> Nat:
-    return create_nat(store, "lab")
-
-
 def test_a_guest_joins_by_name(host: Host, store: Store, network: Nat) -> None:
     tap, mac = join_here(NetConfig(network="lab", name="web1"))
     with contextlib.closing(tap):
@@ -131,6 +126,27 @@ def test_attaching_again_changes_what_differs(host: Host, store: Store, network:
     assert "tbf" in ip(f"link show {guest.tap}")
     guests.attach(store, network, "web1")
     assert "tbf" not in ip(f"link show {guest.tap}")
+
+
+def test_attaching_again_for_another_user(host: Host, store: Store, network: Nat) -> None:
+    for owner in (1, 65534):
+        guest = guests.attach(store, network, "web1", owner=owner)
+    (shown,) = json.loads(ip(f"-json -details link show {guest.tap}"))
+    assert shown["linkinfo"]["info_data"]["user"] in ("nobody", 65534)
+
+
+def test_a_guest_that_runs_gets_no_tap_that_stays(host: Host, store: Store, network: Nat) -> None:
+    tap, _ = join_here(NetConfig(network="lab", name="web1"))
+    with contextlib.closing(tap), pytest.raises(ConfigError, match="network lab: web1 runs: "):
+        guests.attach(store, network, "web1")
+
+
+def test_a_guest_that_runs_may_get_another_limit(host: Host, store: Store, network: Nat) -> None:
+    guests.attach(store, network, "web1")
+    tap, _ = join_here(NetConfig(network="lab", name="web1"))
+    with contextlib.closing(tap):
+        guests.attach(store, network, "web1", limit=Rate(per_second=1 << 20, burst=1 << 20))
+        assert "tbf" in ip(f"link show {tap.name}")
 
 
 @pytest.mark.parametrize("from_guest", [False, True], ids=["received", "sent"])

@@ -35,20 +35,6 @@ pytestmark = [pytest.mark.net, pytest.mark.root]
 TUNSETPERSIST = 0x400454CB  # linux/if_tun.h
 
 
-@pytest.fixture
-def bridge(host: Host) -> str:
-    """A bridge of the host's own."""
-    ip("link add br0 type bridge")
-    ip("address add 10.0.0.1/24 dev br0")
-    ip("link set br0 up")
-    return "br0"
-
-
-@pytest.fixture
-def network(store: Store) -> Nat:
-    return create_nat(store, "lab")
-
-
 def test_the_network_nat_is_made_for_whom_it_is_allowed(host: Host, store: Store, service: Service) -> None:
     before = state(host)
     with open(service.allow_list, "a") as file:
@@ -79,7 +65,7 @@ def test_a_user_joins_a_network(network: Nat, service: Service) -> None:
     assert f"{service.allow_list}:2 allows user nobody network lab: user nobody joins\n" in service.said()
 
 
-def test_a_user_joins_a_bridge(bridge: str, service: Service) -> None:
+def test_a_user_joins_a_bridge(hosts_bridge: str, service: Service) -> None:
     with joined(NetConfig(bridge="br0")) as tap:
         assert send(tap, arp_request(b"\x0a\x00\x00\x01"))
         assert receive(tap, b"\x08\x06")[1][28:32] == b"\x0a\x00\x00\x01"
@@ -121,6 +107,18 @@ def test_a_name_is_its_first_users(store: Store, network: Nat, service: Service)
     guests.detach(store, network, "web1")
     with joined(NetConfig(network="lab", name="web1"), BOB):
         pass
+
+
+def test_a_user_has_so_many_names(
+    store: Store, network: Nat, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guests, "NAMES_MAX", 1)
+    with store.locked():
+        guests.reserve(store, network, "web1", ANN)
+        guests.reserve(store, network, "web1", ANN)
+        guests.reserve(store, network, "db", BOB)
+        with pytest.raises(ConfigError, match="network lab: nobody has 1 names already"):
+            guests.reserve(store, network, "web2", ANN)
 
 
 def test_roots_guests_are_not_to_be_had(store: Store, network: Nat, service: Service) -> None:
@@ -232,7 +230,7 @@ def test_a_tap_cannot_be_kept(network: Nat, service: Service) -> None:
 # Who may not.
 
 
-def test_a_user_who_is_not_on_the_list(bridge: str, service: Service) -> None:
+def test_a_user_who_is_not_on_the_list(hosts_bridge: str, service: Service) -> None:
     with pytest.raises(BackendError) as caught:
         joined(NetConfig(bridge="br0"), BOB)
     assert str(caught.value).splitlines() == [
@@ -251,21 +249,21 @@ def test_what_a_user_may_join(service: Service) -> None:
         }
 
 
-def test_a_change_of_the_list_counts_at_once(bridge: str, service: Service) -> None:
+def test_a_change_of_the_list_counts_at_once(hosts_bridge: str, service: Service) -> None:
     with open(service.allow_list, "w") as file:
         file.write('[[allow]]\nusers = ["root"]\nnetworks = ["br0"]\n')
     with pytest.raises(BackendError, match="no line allows user nobody network br0"):
         joined(NetConfig(bridge="br0"))
 
 
-def test_a_mistake_in_the_list_allows_nobody(bridge: str, service: Service) -> None:
+def test_a_mistake_in_the_list_allows_nobody(hosts_bridge: str, service: Service) -> None:
     with open(service.allow_list, "a") as file:
         file.write('host = "all"\n')
     with pytest.raises(BackendError, match=r"net\.toml:8: unknown key 'host'"):
         joined(NetConfig(bridge="br0"))
 
 
-def test_a_list_that_others_may_change_allows_nobody(bridge: str, service: Service) -> None:
+def test_a_list_that_others_may_change_allows_nobody(hosts_bridge: str, service: Service) -> None:
     os.chmod(service.allow_list, 0o666)
     with pytest.raises(BackendError, match="others than root may change it"):
         joined(NetConfig(bridge="br0"))
@@ -277,6 +275,6 @@ def test_a_network_that_is_missing(service: Service) -> None:
     assert str(caught.value) == "network lab: there is no such network\n  run: sudo pyvmm net create lab --nat"
 
 
-def test_an_mtu_that_is_too_large(bridge: str, service: Service) -> None:
+def test_an_mtu_that_is_too_large(hosts_bridge: str, service: Service) -> None:
     with pytest.raises(ConfigError, match="bridge br0: mtu=9000 is more than the 1500 that br0 carries"):
         joined(NetConfig(bridge="br0", mtu=9000))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.fakes.host import PYVMM
 from tests.net.killed import kill_at, lines
 from tests.net.managed import Host, state
 from vmm.cli.main import main
@@ -142,6 +143,23 @@ def test_nobody_confirms(host: Host, store: Store) -> None:
     assert state(host) == before
 
 
+def test_the_trial_does_not_keep_whoever_waits_for_our_output(host: Host, store: Store) -> None:
+    command = [PYVMM, "net", "create", "lab", "--physical", "up0", "--confirm-timeout", "30"]
+    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    networks.delete(store, "lab")
+
+
+def test_a_trial_that_cannot_be_watched_leaves_nothing(
+    host: Host, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(host)
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(BackendError, match="the process that would take it back does not start"):
+        create(store)
+    assert state(host) == before
+    assert store.networks() == []
+
+
 def test_a_confirmed_network_stays(host: Host, store: Store) -> None:
     create_physical(store, "lab", "up0", confirm_timeout_s=1)
     networks.confirm(store, "lab")
@@ -193,6 +211,17 @@ def test_what_changed_meanwhile_goes_to_the_nic(host: Host, store: Store) -> Non
     ip("address add 203.0.113.2/28 dev lab")
     networks.delete(store, "lab")
     assert "203.0.113.2/28" in ip("address show up0")
+
+
+def test_a_bridge_that_somebody_deletes_comes_back_with_all_it_had(host: Host, store: Store) -> None:
+    create(store)
+    networks.confirm(store, "lab")
+    ip("link del lab")
+    networks.repair(store, "lab")
+    assert "192.0.2.2/24" in ip("address show lab")
+    assert json.loads(ip("-json route get 198.51.100.1"))[0]["dev"] == "lab"
+    networks.delete(store, "lab")
+    assert "192.0.2.2/24" in ip("address show up0")
 
 
 def test_guests_are_on_the_hosts_network(host: Host, store: Store) -> None:

@@ -102,6 +102,15 @@ def test_a_dnsmasq_without_its_loop_is_replaced(host: Host, store: Store, networ
     assert len(servers(host)) == 2
 
 
+@pytest.mark.root
+def test_what_others_call_dnsmasq_is_none(host: Host, store: Store, network: Nat) -> None:
+    claim = f"exec -a --conf-file={store.path('lab', 'dnsmasq.conf')} sleep 60"
+    with subprocess.Popen(["setpriv", "--reuid=1", "--clear-groups", "bash", "-c", claim]) as other:
+        until(lambda: other.pid in servers(host))
+        assert networks.repair(store, "lab") == []
+        other.kill()
+
+
 def test_a_running_guest_comes_back_on_the_bridge(host: Host, store: Store, network: Nat) -> None:
     with store.locked():
         guest = guests.reserve(store, network, "web2")

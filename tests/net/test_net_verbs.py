@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -48,6 +49,11 @@ def test_a_network_comes_and_goes(net: Verbs, host: Host) -> None:
     assert net("list").splitlines()[1].split() == ["lab", "nat", "10.77.0.0/24", "0", "up"]
     assert net("delete", "lab") == ""
     assert state(host) == before
+
+
+def test_a_network_is_made_again_by_the_same_words(net: Verbs) -> None:
+    made = net("create", "lab", "--nat", "--ipv6", "auto")
+    assert net("create", "lab", "--nat", "--ipv6", "auto") == made
 
 
 def test_the_picture_shows_guests(net: Verbs) -> None:
@@ -102,6 +108,15 @@ def test_repair_says_what_it_made(net: Verbs) -> None:
     assert net("repair") == "network lab: made nftables table inet pyvmm-lab\n"
 
 
+def test_a_network_that_cannot_be_repaired_is_not_in_the_others_way(net: Verbs, host: Host) -> None:
+    for name in ("lab", "zoo"):
+        net("create", name, "--nat")
+        ip(f"link del {name}")
+    ip("link add lab type bridge")
+    assert net("repair", code=125).startswith("network zoo: made bridge zoo")
+    assert net.said.startswith("pyvmm: repair network lab: cannot make bridge lab: there is another device named lab")
+
+
 def test_a_firewall_in_the_way_is_told_of(net: Verbs) -> None:
     policy = "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }"
     subprocess.run(["nft", policy], check=True)
@@ -120,14 +135,24 @@ def test_a_capture_is_a_file(net: Verbs, host: Host) -> None:
         assert file.read(4) == b"\x4d\x3c\xb2\xa1"
 
 
+@pytest.mark.parametrize(
+    ("path", "why"), [("/nowhere/x", "No such file or directory"), ("/dev/full", "No space left on device")]
+)
+def test_a_capture_that_cannot_be_written(net: Verbs, path: str, why: str) -> None:
+    net("create", "lab", "--nat")
+    net("capture", "lab", "--seconds", "0.1", "--output", path, code=125)
+    assert net.said.endswith(f"pyvmm: --output {path}: cannot write: {why}\n")
+
+
 @pytest.mark.root
 def test_an_ordinary_user_sees_what_they_may(net: Verbs) -> None:
     net("create", "lab", "--nat")
 
-    def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*NOBODY, PYVMM, "net", *arguments], capture_output=True, text=True, check=False)
+    def as_nobody(*arguments: str, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
+        command = [*NOBODY, "env", f"PATH={path}", PYVMM, "net", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    assert as_nobody("list").stdout.splitlines()[1].split()[-1] == "up"
+    assert as_nobody("list", path="/usr/bin:/bin").stdout.splitlines()[1].split()[-1] == "up"
     shown = as_nobody("show", "lab").stdout
     assert "\n?        nftables table inet pyvmm-lab\nok       IPv4 forwarding\n" in shown
     refused = as_nobody("repair", "lab", "--dry-run")

@@ -13,6 +13,7 @@ from vmm.config import (
     CPUS_MAX,
     MEMORY_MAX,
     MEMORY_MIN,
+    TIMEOUT_MAX_S,
     VLAN_TRUNK,
     DiskConfig,
     Forward,
@@ -257,7 +258,7 @@ def test_trace_kinds() -> None:
     [
         ("cpus", [1, CPUS_MAX]),
         ("memory_bytes", [MEMORY_MIN, MEMORY_MAX, MEMORY_MIN + 4096]),
-        ("timeout_s", [None, 0.001, 1e9]),
+        ("timeout_s", [None, 0.001, TIMEOUT_MAX_S]),
         ("serial", ["stdio", "null", "file:x", "file:a,b"]),
         ("transport", ["mmio", "pci"]),
         ("engine", [None, "native", "python"]),

@@ -9,7 +9,6 @@ import pytest
 from vmm.errors import (
     BackendError,
     ConfigError,
-    GuestCrash,
     GuestFault,
     GuestMemoryError,
     HostError,
@@ -45,10 +44,4 @@ def test_whose_fault_it_is_can_be_asked() -> None:
     assert issubclass(KvmError, HostError)
     assert issubclass(BackendError, HostError)
     assert issubclass(GuestMemoryError, GuestFault)
-    assert not issubclass(GuestCrash, GuestFault)
-    assert all(issubclass(kind, VmmError) for kind in (ConfigError, HostError, GuestFault, GuestCrash))
-
-
-def test_a_crash_carries_its_report() -> None:
-    crash = GuestCrash("triple fault", "RIP=0")
-    assert (str(crash), crash.reason, crash.report) == ("triple fault", "triple fault", "RIP=0")
+    assert all(issubclass(kind, VmmError) for kind in (ConfigError, HostError, GuestFault))

@@ -63,6 +63,12 @@ def test_timers_run_in_the_order_of_their_times_and_not_before(loop: EventLoop) 
     assert time.monotonic() - started >= 0.03
 
 
+def test_a_timer_may_be_further_away_than_epoll_waits(loop: EventLoop) -> None:
+    loop.call_later(1e9, loop.stop)
+    loop.call_soon(lambda: loop.call_later(0.0, loop.stop))
+    loop.run()
+
+
 def test_callbacks_hold_the_lock_they_came_with(loop: EventLoop) -> None:
     reader, writer = os.pipe()
     lock = threading.Lock()

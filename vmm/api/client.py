@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from vmm.api import place
-from vmm.errors import ConfigError, GuestFault, HostError, VmmError
+from vmm.errors import ConfigError, HostError, VmmError
 
 #: How long an answer may take by default, in seconds.
 TIMEOUT_S = 30.0
@@ -65,7 +65,7 @@ class Client:
         """Ask for *do* with *arguments*, as in docs/control.md, and wait at most *wait_s* for what is answered.
 
         Raises:
-            ConfigError, HostError, GuestFault: the VM refuses or fails.
+            ConfigError, HostError: the VM refuses or fails.
             NoAnswer: as it says.
         """
         deadline = time.monotonic() + (self._timeout_s if wait_s is None else wait_s)
@@ -161,8 +161,5 @@ def _connect(path: str, name: str, deadline: float) -> socket.socket:
 
 def error_of(error: dict[str, Any], where: str = "") -> VmmError:
     """What the other side has described as *error*."""
-    what, fix = str(error.get("message")), str(error.get("fix", ""))
-    if error.get("kind") == "guest":
-        return GuestFault(what)
     kind = ConfigError if error.get("kind") in ("config", "protocol") else HostError
-    return kind(what, where=where, fix=fix)
+    return kind(str(error.get("message")), where=where, fix=str(error.get("fix", "")))

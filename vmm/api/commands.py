@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from vmm import __version__
@@ -145,12 +145,13 @@ def stop(server: Server, arguments: Arguments) -> dict[str, Any]:
     It is asked by its agent, or by Ctrl-Alt-Del where none answers.
     """
     deadline = time.monotonic() + seconds(arguments, "timeout_s", STOP_TIMEOUT_S)
-    with present(server) as machine:
-        server.session.shut_down_by = "by pyvmm stop"
-        if machine.paused:
-            machine.resume()
-    if not _agent_powers_off(server, deadline) and not server.ended.is_set():
-        ctrl_alt_del(server, {})
+    with suppress(HostError):  # it is ending already
+        with present(server) as machine:
+            server.session.shut_down_by = "by pyvmm stop"
+            if machine.paused:
+                machine.resume()
+        if not _agent_powers_off(server, deadline):
+            ctrl_alt_del(server, {})
     orderly = server.ended.wait(max(0.0, deadline - time.monotonic()))
     if not orderly:
         server.session.stop("by pyvmm stop")
@@ -201,7 +202,11 @@ def snapshot(server: Server, arguments: Arguments) -> dict[str, Any]:
     path = _path(arguments, "path")
     parent = _path(arguments, "parent") if "parent" in arguments else ""
     with present(server) as machine:
-        machine.snapshot(path, parent, overlays=arguments.get("overlays") is True)
+        file = machine.begin_snapshot(path, parent, overlays=arguments.get("overlays") is True)
+    try:  # others may use the machine, or end it, while it is written
+        file.finish()
+    finally:
+        file.close()
     return {}
 
 

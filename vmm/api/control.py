@@ -7,8 +7,9 @@ import socket
 import threading
 
 from vmm import __version__
+from vmm.api.client import PROTOCOL
 from vmm.api.commands import AT_ONCE, WAITING
-from vmm.errors import ConfigError, HostError, VmmError
+from vmm.errors import ConfigError, VmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from vmm.api.commands import Arguments, Command
     from vmm.api.server import Server
 
-PROTOCOL = 1
 #: Of a request, in bytes, without its line end.
 LINE_MAX = 64 << 10
 #: Requests that wait, of all clients.
@@ -148,7 +148,5 @@ def _result(server: Server, command: Command, arguments: Arguments) -> dict[str,
 
 def described(error: VmmError) -> dict[str, str]:
     """*error* for the other side."""
-    if isinstance(error, ConfigError | HostError):
-        kind = "config" if isinstance(error, ConfigError) else "host"
-        return {"kind": kind, "message": str(error).split("\n", 1)[0], "fix": getattr(error, "fix", "")}
-    return {"kind": "guest", "message": str(error), "fix": ""}
+    kind = "config" if isinstance(error, ConfigError) else "host"
+    return {"kind": kind, "message": str(error).split("\n", 1)[0], "fix": error.fix}

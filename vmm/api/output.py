@@ -79,9 +79,12 @@ class Log:
                 rest = rest[os.write(self._fd, rest) :]
             self._size += len(data)
             if self._size >= LOG_LIMIT:
+                says_here = os.path.sameopenfile(self._fd, 2)  # as with --detach
                 self.close()
                 os.rename(self._path, f"{self._path}.1")
                 self._open()
+                if says_here:
+                    os.dup2(self._fd, 2)
         except OSError as error:
             self.close()
             self._say(f"{self._path}: cannot be written: {error.strerror}; it ends here")

@@ -154,6 +154,8 @@ def pid_of(name: str) -> int | None:
     """The process that has claimed *name*; None while it is about to say so, or if there is none."""
     import json
 
+    if not is_live(name):  # what is written may be another process by now
+        return None
     try:
         with open(os.path.join(directory(name), INFO), encoding="ascii") as file:
             return int(json.load(file)["pid"])
@@ -198,11 +200,14 @@ def _take(name: str) -> Place | None:
             os.close(lock)  # released since
     except OSError as error:
         raise BackendError(f"cannot make: {error.strerror}", where=path, fix="set PYVMM_RUN") from error
-    _empty(path)
     place = Place(name, path, lock)
-    info = os.open(place.file(INFO), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    os.write(info, f'{{"name": "{name}", "pid": {os.getpid()}, "version": "{__version__}"}}\n'.encode())
-    os.close(info)
+    try:
+        _empty(path)
+        with open(place.file(INFO), "wb") as info:
+            info.write(f'{{"name": "{name}", "pid": {os.getpid()}, "version": "{__version__}"}}\n'.encode())
+    except OSError as error:
+        place.release()
+        raise BackendError(f"cannot be used: {error.strerror}", where=path, fix="set PYVMM_RUN") from error
     return place
 
 

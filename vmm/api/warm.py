@@ -36,7 +36,6 @@ from vmm.errors import HostError
 WAIT_S = 30.0
 MESSAGE_MAX = 128 << 10
 KEEP = b"keep"
-_START_S = 30.0
 #: A VM that is to end and does not gets so long until it is killed.
 _PATIENCE_S = 10.0
 #: This one, even where its path leads through directories that the user may not enter.

@@ -18,6 +18,7 @@ from vmm.host.terminal import EscapeFilter, RawMode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import BinaryIO
 
     Say = Callable[[str], None]
 
@@ -63,13 +64,9 @@ def logs(arguments: Sequence[str], _say: Say) -> int:
         pass
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     path = os.path.join(directory(name), LOG)
-    try:
-        if os.path.exists(f"{path}.1"):
-            _show(f"{path}.1", lambda: False)
-        while _show(path, lambda: options.has("follow") and is_live(name)):
-            pass
-    except FileNotFoundError:
-        pass  # it has ended meanwhile
+    _show(f"{path}.1", lambda: False)
+    while _show(path, lambda: options.has("follow") and is_live(name)):
+        time.sleep(_LOOK_AGAIN_S)
     return 0
 
 
@@ -131,17 +128,27 @@ def _send(channel: socket.socket, data: bytes) -> bool:
 
 
 def _show(path: str, more: Callable[[], bool]) -> bool:
-    """Print the file, and what is added while there may be *more*; whether another has taken its place."""
-    with open(path, "rb") as file:
+    """Print the file, if it is there, and what is added while there may be *more*; whether another takes its place."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except FileNotFoundError:  # the VM has ended, or begins another log just now
+        return more()
+    with file:
         while True:
-            goes_on = more()
+            # Before the last look at the file: what is added to it later is added to another.
+            goes_on, replaced = more(), not _is_at(path, file)
             while data := file.read(_PIECE):
                 _put(data)
-            if not goes_on:
-                return False
-            if os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
-                return True
+            if replaced or not goes_on:
+                return goes_on
             time.sleep(_LOOK_AGAIN_S)
+
+
+def _is_at(path: str, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _put(data: bytes) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 from vmm.api.client import Client, NoAnswer, wait_until_gone
+from vmm.api.commands import STOP_TIMEOUT_S
 from vmm.api.place import pid_of, running
+from vmm.cli.main import failed
 from vmm.cli.options import Option
 from vmm.cli.verb import parse_verb
-from vmm.errors import ConfigError, HostError, VmmError
+from vmm.errors import HostError, VmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,22 +20,21 @@ if TYPE_CHECKING:
 
     Say = Callable[[str], None]
 
-_STOP_TIMEOUT_S = 20.0
-_TIMEOUT = Option("timeout", f"how long the guest gets to shut down ({_STOP_TIMEOUT_S:g})", metavar="SECONDS")
+_TIMEOUT = Option("timeout", f"how long the guest gets to shut down ({STOP_TIMEOUT_S:g})", metavar="SECONDS")
 #: How long a VM may take to end once it has been told to, beyond the guest's time.
 _END_S = 10.0
 #: A VM that has not heard `kill` by then is killed without its help.
 _KILL_S = 3.0
 
 
-def pause(arguments: Sequence[str], say: Say) -> int:
+def pause(arguments: Sequence[str], _say: Say) -> int:
     """Run `pyvmm pause` with *arguments*; the exit code."""
-    return _each("pause", arguments, say, lambda name: _request(name, "pause"))
+    return _each("pause", arguments, lambda name: _request(name, "pause"))
 
 
-def resume(arguments: Sequence[str], say: Say) -> int:
+def resume(arguments: Sequence[str], _say: Say) -> int:
     """Run `pyvmm resume` with *arguments*; the exit code."""
-    return _each("resume", arguments, say, lambda name: _request(name, "resume"))
+    return _each("resume", arguments, lambda name: _request(name, "resume"))
 
 
 def stop(arguments: Sequence[str], say: Say) -> int:
@@ -42,7 +44,7 @@ def stop(arguments: Sequence[str], say: Say) -> int:
         return 0
     names, options = parsed
     given_s = options.seconds("timeout")
-    timeout_s = _STOP_TIMEOUT_S if given_s is None else given_s
+    timeout_s = STOP_TIMEOUT_S if given_s is None else given_s
 
     def stop_one(name: str) -> None:
         with Client(name) as client:
@@ -51,12 +53,12 @@ def stop(arguments: Sequence[str], say: Say) -> int:
             say(f"{name}: the guest did not shut down within {timeout_s:g} seconds, and was ended")
         wait_until_gone(name, _END_S)
 
-    return _all(names, say, stop_one)
+    return _all(names, stop_one)
 
 
-def kill(arguments: Sequence[str], say: Say) -> int:
+def kill(arguments: Sequence[str], _say: Say) -> int:
     """Run `pyvmm kill` with *arguments*; the exit code."""
-    return _each("kill", arguments, say, _kill)
+    return _each("kill", arguments, _kill)
 
 
 def _kill(name: str) -> None:
@@ -70,7 +72,8 @@ def _kill(name: str) -> None:
         pass
     pid = pid_of(name)
     if pid is not None:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended just now
+            os.kill(pid, signal.SIGKILL)
     if not wait_until_gone(name, _END_S):
         raise HostError("cannot be killed: it waits for the host's kernel", where=f"VM {name}, process {pid}")
     running()  # takes away what it has left
@@ -81,18 +84,17 @@ def _request(name: str, do: str) -> None:
         client.request(do)
 
 
-def _each(verb: str, arguments: Sequence[str], say: Say, act: Callable[[str], None]) -> int:
+def _each(verb: str, arguments: Sequence[str], act: Callable[[str], None]) -> int:
     parsed = parse_verb(verb, "NAME…", arguments, ())
-    return _all(parsed[0], say, act) if parsed else 0
+    return _all(parsed[0], act) if parsed else 0
 
 
-def _all(names: Sequence[str], say: Say, act: Callable[[str], None]) -> int:
+def _all(names: Sequence[str], act: Callable[[str], None]) -> int:
     """*act* on each of *names*; what fails is told, the others are done, and the first failure gives the exit code."""
-    failed: list[VmmError] = []
+    codes: list[int] = []
     for name in names:
         try:
             act(name)
         except VmmError as error:
-            say(str(error))
-            failed.append(error)
-    return (2 if isinstance(failed[0], ConfigError) else 125) if failed else 0
+            codes.append(failed(error))
+    return codes[0] if codes else 0

@@ -6,14 +6,13 @@ import os
 import sys
 
 from vmm.api.place import LOG
+from vmm.cli.main import EXIT_HOST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.api.place import Place
-
-_EXIT_DIED = 125
 
 
 def detached(run: Callable[[Callable[[Place], None]], int]) -> int:
@@ -34,7 +33,7 @@ def detached(run: Callable[[Callable[[Place], None]], int]) -> int:
         sys.stdout.write(f"{name}\n")
         return 0
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code if code >= 0 else _EXIT_DIED
+    return code if code >= 0 else EXIT_HOST
 
 
 def _in_background(run: Callable[[Callable[[Place], None]], int], writer: int) -> int:

@@ -8,6 +8,7 @@ import threading
 
 from vmm.agent.client import Agent, AgentError, Completed
 from vmm.api.place import directory, is_live
+from vmm.cli.main import ENDING_SIGNALS
 from vmm.cli.options import Option
 from vmm.cli.verb import parse_verb
 from vmm.errors import BackendError, ConfigError
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str], _say: Callable[[str], None]) -> int:
         raise ConfigError("is written NAME=VALUE", where="--env")
     agent = Agent(_socket_of(name))
     signals, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in ENDING_SIGNALS:
         signal.signal(number, lambda *_: None)  # the command gets them, by the pipe
     signal.set_wakeup_fd(wake)
     try:

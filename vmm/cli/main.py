@@ -122,8 +122,19 @@ On the terminal: Ctrl-A x ends the VM, Ctrl-A h lists the keys.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `pyvmm` with *argv*; the process's exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     _occupy_standard_streams()
+    code = _obey(list(sys.argv[1:] if argv is None else argv))
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            say(f"stdout: {error.strerror}")
+        _forsake(1)
+        return EXIT_HOST
+    return code
+
+
+def _obey(arguments: list[str]) -> int:
     try:
         if arguments and arguments[0] in VERBS:
             return _do(arguments[0], arguments[1:])
@@ -153,8 +164,23 @@ def _occupy_standard_streams() -> None:
 
 def say(text: str) -> None:
     """Print *text* to the user, beside the guest's output."""
-    sys.stderr.write(f"pyvmm: {text}\n")
-    sys.stderr.flush()
+    _tell(f"pyvmm: {text}\n")
+
+
+def _tell(text: str) -> None:
+    """Print *text* to stderr. That nobody takes it any more ends no VM; any thread."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        _forsake(2)
+
+
+def _forsake(fd: int) -> None:
+    """Let vanish what is printed to *fd*: else Python tries once more as it ends, and makes its exit code 120."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, fd)
+    os.close(null)
 
 
 def failed(error: VmmError) -> int:
@@ -264,7 +290,7 @@ def _run_at(  # noqa: PLR0917
         if options.has("stats"):
             from vmm.cli.stats import render
 
-            sys.stderr.write(render(session))
+            _tell(render(session))
 
 
 def _run_errand(options: Options, session: Session, place: Place) -> int:
@@ -331,12 +357,12 @@ def _exit_code(end: Outcome, session: Session) -> int:
     if code and end.kind != outcome.STOPPED:
         say(f"guest panic: {end.message}" if end.kind == outcome.PANIC else end.message)
         if end.report:
-            sys.stderr.write(end.report + "\n")
-        if end.kind == outcome.CRASH and session.backends.console.tail.lines(1):
-            sys.stderr.write("last console lines:\n")
-            sys.stderr.writelines(f"  {line}\n" for line in session.backends.console.tail.lines(_TAIL_LINES))
+            _tell(end.report + "\n")
+        lines = session.backends.console.tail.lines(_TAIL_LINES)
+        if end.kind == outcome.CRASH and lines:
+            _tell("".join(["last console lines:\n", *(f"  {line}\n" for line in lines)]))
     return code
 
 
 def _trace(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    _tell(line + "\n")

@@ -14,11 +14,11 @@ from vmm.cli.net_picture import picture, table
 from vmm.cli.options import Option, Options
 from vmm.cli.verb import parse_verb, wants_json
 from vmm.config import Rate, parse_rate
-from vmm.errors import ConfigError
+from vmm.errors import BackendError, ConfigError, VmmError
 from vmm.host.net import guests, networks
 from vmm.host.net.capture import Capture
 from vmm.host.net.create import NatOptions, create_nat, create_physical, plan_nat
-from vmm.host.net.network import check_name, parse_subnet, parse_subnet6
+from vmm.host.net.network import Nat, check_name, parse_subnet, parse_subnet6
 from vmm.host.net.nft import foreign_drops
 from vmm.host.net.persist import MANAGERS, Persistence, check_manager
 from vmm.host.net.physical import Physical, plan_physical
@@ -100,12 +100,14 @@ def _create(names: list[str], options: Options, say: Callable[[str], None]) -> N
 
 
 def _create_nat(name: str, options: Options, say: Callable[[str], None]) -> None:
+    store = Store()
+    there = networks.find_network(store, name)
+    made_up = there.subnet6 if isinstance(there, Nat) and options.one("ipv6") == "auto" else None
     wanted: NatOptions = {
         "subnet": parse_subnet(options.one("subnet")) if options.has("subnet") else None,
-        "subnet6": parse_subnet6(options.one("ipv6")) if options.has("ipv6") else None,
+        "subnet6": made_up or (parse_subnet6(options.one("ipv6")) if options.has("ipv6") else None),
         "limit": _qos(options),
     }
-    store = Store()
     if options.has("dry-run"):
         _explain(networks.network_steps(store, plan_nat(store, name, **wanted)))
         return
@@ -122,8 +124,10 @@ def _create_physical(name: str, options: Options, say: Callable[[str], None]) ->
         raise ConfigError(
             "pyvmm has no VLANs on bridges of the kernel", where="--vlan", fix="such as --net lan=NAME,vlan=5 has them"
         )
-    timeout_s = options.seconds("confirm-timeout") if options.has("confirm-timeout") else _CONFIRM_TIMEOUT_S
-    if timeout_s is not None and not _CONFIRM_LEAST_S <= timeout_s <= _CONFIRM_MOST_S:
+    timeout_s = options.seconds("confirm-timeout")
+    if timeout_s is None:
+        timeout_s = _CONFIRM_TIMEOUT_S
+    if not _CONFIRM_LEAST_S <= timeout_s <= _CONFIRM_MOST_S:
         raise ConfigError(f"is not within {_CONFIRM_LEAST_S} … {_CONFIRM_MOST_S} seconds", where="--confirm-timeout")
     persist = check_manager(options.one("persist")) if options.has("persist") else ""
     store = Store()
@@ -193,14 +197,22 @@ def _delete(names: list[str], options: Options, say: Callable[[str], None]) -> N
         networks.delete(store, names[0], force=options.has("force"))
 
 
-def _repair(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
-    store = Store()
+def _repair(names: list[str], options: Options, say: Callable[[str], None]) -> None:
+    store, failure = Store(), None
     for name in names or store.networks():
-        if options.has("dry-run"):
-            made = [f"would make {what}" for what in networks.missing(store, name)]
+        try:
+            if options.has("dry-run"):
+                made = [f"would make {what}" for what in networks.missing(store, name)]
+            else:
+                made = [f"made {what}" for what in networks.repair(store, name)]
+        except VmmError as error:  # is not to keep the others from it
+            if failure:
+                say(str(failure))
+            failure = error
         else:
-            made = [f"made {what}" for what in networks.repair(store, name)]
-        sys.stdout.write(f"network {name}: {', '.join(made) or 'all is as it should be'}\n")
+            sys.stdout.write(f"network {name}: {', '.join(made) or 'all is as it should be'}\n")
+    if failure:
+        raise failure
 
 
 def _capture(names: list[str], options: Options, say: Callable[[str], None]) -> None:
@@ -208,9 +220,12 @@ def _capture(names: list[str], options: Options, say: Callable[[str], None]) -> 
     device = _device(store, names[0])
     path, count, seconds = options.one("output", "-"), options.number("count", 0) or None, options.seconds("seconds")
     with closing(Capture(device)) as capture, _interruption() as stop_fd:
-        with open(1 if path == "-" else path, "wb", closefd=path != "-") as output:
-            say(f"capturing {device}; Ctrl-C ends it")
-            written = capture.write(output, count=count, seconds=seconds, stop_fd=stop_fd)
+        try:
+            with open(1 if path == "-" else path, "wb", closefd=path != "-") as output:
+                say(f"capturing {device}; Ctrl-C ends it")
+                written = capture.write(output, count=count, seconds=seconds, stop_fd=stop_fd)
+        except OSError as error:
+            raise BackendError(f"cannot write: {error.strerror}", where=f"--output {path}") from error
         say(f"{written} frame{'' if written == 1 else 's'}")
 
 

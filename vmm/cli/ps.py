@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vmm.api.client import Client, NoAnswer, NoSuchVm
 from vmm.api.place import pid_of, running
 from vmm.cli.verb import FORMAT, parse_verb, wants_json
+from vmm.config import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 JSON_VERSION = 1
 #: A VM that takes longer to answer is shown without.
 _PATIENCE_S = 2.0
-_MIB = 1 << 20
 
 
 def ps(arguments: Sequence[str], _say: Callable[[str], None]) -> int:
@@ -71,7 +71,7 @@ def render_table(found: Sequence[dict[str, Any]]) -> str:
             vm["state"],
             _duration(vm["uptime_s"]) if "uptime_s" in vm else "",
             str(vm.get("cpus", "")),
-            f"{vm['memory_bytes'] // _MIB} MiB" if "memory_bytes" in vm else "",
+            f"{vm['memory_bytes'] // MIB} MiB" if "memory_bytes" in vm else "",
             vm.get("kernel", ""),
         )
         for vm in found
@@ -82,7 +82,7 @@ def render_table(found: Sequence[dict[str, Any]]) -> str:
 
 def render_info(told: dict[str, Any]) -> str:
     """A line for each thing that is *told*."""
-    shown = told | {"uptime": _duration(told["uptime_s"]), "memory": f"{told['memory_bytes'] // _MIB} MiB"}
+    shown = told | {"uptime": _duration(told["uptime_s"]), "memory": f"{told['memory_bytes'] // MIB} MiB"}
     lines = {name: value for name, value in shown.items() if value and name not in ("uptime_s", "memory_bytes")}
     width = max(map(len, lines))
     return "".join(

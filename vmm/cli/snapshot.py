@@ -32,7 +32,7 @@ _RESTORE = (
     Option("net", "instead of the networks that its cards were on, in their order", metavar="NETWORK[,…]", short="n",
            repeatable=True),
     Option("vsock", "where the host reaches sockets of the guest", metavar="PATH[,cid=N]"),
-    Option("serial", "where the serial console is", metavar="stdio|file:PATH|null"),
+    Option("serial", "where the serial console is", metavar="stdio|quiet|file:PATH|null"),
     Option("detach", "run in the background: print the name once the guest runs"),
     Option("prefault", "read all memory at the start, instead of when the guest looks at it"),
     Option("timeout", "end with exit code 124 after this long", metavar="SECONDS"),

@@ -77,7 +77,7 @@ def main(door_fd: int) -> None:
     door = socket.socket(fileno=door_fd)
     _import_all()
     snapshot, host = "", None
-    with suppress(VmmError):  # who asks for a VM is to hear it
+    with suppress(VmmError, OSError):  # who asks for a VM is to hear it; without a temporary file none is rehearsed
         host = host_kind(cache_directory())
         snapshot = _idle_machine(host)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the copies
@@ -150,10 +150,10 @@ def _rehearse(snapshot: str, host: HostKind) -> None:
     copied while a guest waits, and all code run for the first time, which takes more than half of its time.
     """
     before = os.environ.get("PYVMM_RUN")
-    with suppress(VmmError), TemporaryDirectory() as directory:
+    with suppress(VmmError, OSError), TemporaryDirectory() as directory:
         os.environ["PYVMM_RUN"] = directory
         restored(snapshot, Options({}), lambda _: os.kill(os.getpid(), signal.SIGTERM), host)
-    os.environ.pop("PYVMM_RUN")
+    os.environ.pop("PYVMM_RUN", None)
     if before is not None:
         os.environ["PYVMM_RUN"] = before
     for number in ENDING_SIGNALS:
@@ -204,10 +204,6 @@ class _Vm:
         """Remember what pyvmm says; from when there is a log, it is there too."""
         self._said = (self._said + text)[-_SAID_MAX:]
         os.write(2, text.encode(errors="replace"))
-
-    def writelines(self, lines: list[str]) -> None:
-        """As `write`."""
-        self.write("".join(lines))
 
     def flush(self) -> None:
         """Nothing is held back."""

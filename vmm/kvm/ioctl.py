@@ -36,7 +36,7 @@ def on_signal(number: int) -> None:
     _signal(number, ctypes.cast(_libc.abs, ctypes.c_void_p))
 
 
-def ioctl(op: str, fd: int, request: int, argument: Any = 0, *, fix: str = "") -> int:
+def ioctl(op: str, fd: int, request: int, argument: Any = 0) -> int:
     """`ioctl` *request* on *fd*; *argument* is an integer or a ctypes object (passed by reference).
 
     Raises:
@@ -45,5 +45,5 @@ def ioctl(op: str, fd: int, request: int, argument: Any = 0, *, fix: str = "") -
     pointer = argument if isinstance(argument, int) else ctypes.byref(argument)
     result: int = raw_ioctl(fd, request, pointer)
     if result < 0:
-        raise KvmError(op, ctypes.get_errno(), fix=fix)
+        raise KvmError(op, ctypes.get_errno())
     return result

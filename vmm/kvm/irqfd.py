@@ -7,6 +7,7 @@ import threading
 from vmm.kvm import abi
 from vmm.kvm.ioctl import ioctl
 from vmm.kvm.vm import Vm
+from vmm.layout import IOAPIC_PINS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     #: GSI, kind (`KVM_IRQ_ROUTING_…`), and what the kind takes.
     Route = tuple[int, int, tuple[int, ...]]
 
-_PIC_PINS, _IOAPIC_PINS = 8, 24
+_PIC_PINS = 8
 
 
 def assign_irqfd(vm: Vm, fd: int, gsi: int, resample_fd: int | None = None) -> None:
@@ -70,7 +71,7 @@ def set_gsi_routing(vm: Vm, routes: Sequence[Route]) -> None:
 def irqchip_routes() -> list[Route]:
     """KVM's routing at the start: GSI n to IO-APIC pin n, the ISA interrupts to the PICs too."""
     routes: list[Route] = []
-    for gsi in range(_IOAPIC_PINS):
+    for gsi in range(IOAPIC_PINS):
         if gsi < 2 * _PIC_PINS:
             chip = abi.KVM_IRQCHIP_PIC_MASTER if gsi < _PIC_PINS else abi.KVM_IRQCHIP_PIC_SLAVE
             routes.append((gsi, abi.KVM_IRQ_ROUTING_IRQCHIP, (chip, gsi % _PIC_PINS)))
@@ -96,9 +97,9 @@ class MsiRouter:
         with self._lock:
             changed = False
             for fd, address, data in messages:
-                gsi = self._gsis.setdefault(fd, _IOAPIC_PINS + len(self._gsis))
+                gsi = self._gsis.setdefault(fd, IOAPIC_PINS + len(self._gsis))
                 route = (gsi, abi.KVM_IRQ_ROUTING_MSI, (address & 0xFFFF_FFFF, address >> 32, data))
-                place = self._first + gsi - _IOAPIC_PINS
+                place = self._first + gsi - IOAPIC_PINS
                 if self._routes[place : place + 1] != [route]:
                     self._routes[place : place + 1] = [route]
                     changed = True

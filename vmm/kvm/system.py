@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from vmm.errors import HostError, KvmError
@@ -22,12 +23,12 @@ REQUIRED_CAPABILITIES = {
 }
 
 _FIXES = {
-    "ENOENT": "load the module: sudo modprobe kvm_intel (or kvm_amd); in a container: --device /dev/kvm; "
+    errno.ENOENT: "load the module: sudo modprobe kvm_intel (or kvm_amd); in a container: --device /dev/kvm; "
     "in a VM: turn nested virtualization on",
-    "EACCES": 'give yourself access: sudo setfacl -m u:"$USER":rw /dev/kvm (or join the group kvm)',
-    "EPERM": "the sandbox forbids /dev/kvm: in a container, pass --device /dev/kvm",
-    "ENODEV": "virtualization is off in the firmware, or another hypervisor holds it",
-    "EBUSY": "another hypervisor (VirtualBox, VMware) holds the processor's virtualization: stop it",
+    errno.EACCES: 'give yourself access: sudo setfacl -m u:"$USER":rw /dev/kvm (or join the group kvm)',
+    errno.EPERM: "the sandbox forbids /dev/kvm: in a container, pass --device /dev/kvm",
+    errno.ENODEV: "virtualization is off in the firmware, or another hypervisor holds it",
+    errno.EBUSY: "another hypervisor (VirtualBox, VMware) holds the processor's virtualization: stop it",
 }
 
 #: What `supported_cpuid` has found. It is asked for by every vCPU, and takes KVM 0.3 ms.
@@ -46,7 +47,7 @@ class Kvm:
             self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise HostError(
-                f"cannot be opened: {error.strerror}", where=path, fix=_open_fix(error.errno or 0)
+                f"cannot be opened: {error.strerror}", where=path, fix=_FIXES.get(error.errno or 0, "")
             ) from error
         try:
             version = ioctl("KVM_GET_API_VERSION", self.fd, abi.KVM_GET_API_VERSION)
@@ -86,9 +87,3 @@ class Kvm:
     def close(self) -> None:
         """Close `/dev/kvm`; VMs made from it live on."""
         os.close(self.fd)
-
-
-def _open_fix(errno: int) -> str:
-    import errno as names
-
-    return _FIXES.get(names.errorcode.get(errno, ""), "")

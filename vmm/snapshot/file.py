@@ -28,6 +28,7 @@ import zlib
 
 from vmm import __version__
 from vmm.errors import BackendError, ConfigError, GuestFault, HostError, VmmError
+from vmm.layout import PAGE
 from vmm.memory import GuestMemory
 from vmm.snapshot import codec, values
 from vmm.snapshot.disks import with_files
@@ -43,7 +44,6 @@ VERSION = 1
 MAGIC = b"pyvmm snapshot\n\0"
 HEADER = struct.Struct("<16sIIQQ")
 MEMORY_AT = 4096
-PAGE = 4096
 #: Files that build on each other: each adds mappings, of which a process may have only so many.
 CHAIN_MAX = 16
 _STATE_MAX = 256 << 20
@@ -77,7 +77,7 @@ class File:
             raise
 
     def _read(self) -> None:
-        state = self._read_state()
+        state, memory_end = self._read_state()
         self.machine: State = state["machine"]
         #: The files of disks that are kept with it.
         self.kept: list[str] = state["kept"]
@@ -89,10 +89,12 @@ class File:
         self.parent_path, self.parent_identity = "", []
         if state["parent"] is not None:
             self.parent_path, self.parent_identity = state["parent"]
-        if type(self.pages) is not bytes or len(self.pages) != bitmap_size(self.config):
+        sizes = memory_end - MEMORY_AT, len(self.pages)
+        if type(self.pages) is not bytes or sizes != (self.config.memory_bytes, bitmap_size(self.config)):
             raise ValueError("its memory has another size")
 
-    def _read_state(self) -> State:
+    def _read_state(self) -> tuple[State, int]:
+        """The state, and where it begins, which is where the memory ends."""
         header = os.pread(self._fd, HEADER.size, 0)
         if len(header) < HEADER.size or not header.startswith(MAGIC):
             raise ConfigError("is no snapshot of pyvmm", where=self.where)
@@ -108,9 +110,7 @@ class File:
         state: State = codec.decode(data)
         if state["pyvmm"] != __version__:
             raise ConfigError(f"is a snapshot of pyvmm {state['pyvmm']}, not {__version__}", where=self.where)
-        if offset != MEMORY_AT + values.config(state["config"]).memory_bytes:
-            raise ValueError("its memory has another size")
-        return state
+        return state, offset
 
     def memory(self) -> GuestMemory:
         """All memory of the file, which is a full snapshot's.

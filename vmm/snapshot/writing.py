@@ -11,9 +11,10 @@ from contextlib import ExitStack
 
 from vmm import __version__
 from vmm.errors import BackendError, ConfigError, HostError
+from vmm.layout import PAGE
 from vmm.snapshot import codec, values
 from vmm.snapshot.disks import KeptDisks, remove
-from vmm.snapshot.file import CHAIN_MAX, HEADER, MAGIC, MEMORY_AT, PAGE, VERSION, Snapshot, bitmap_size, kept_at
+from vmm.snapshot.file import CHAIN_MAX, HEADER, MAGIC, MEMORY_AT, VERSION, Snapshot, bitmap_size, kept_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Writing:
     def _name(self) -> None:
         """Give the file its name, in one step: until then it has none, and goes if this process does."""
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        new = f".{self._file}.{os.getpid()}"
+        new = f".{self._file}.{os.getpid()}.{self._fd}"
         try:
             os.link(f"/proc/self/fd/{self._fd}", new, dst_dir_fd=directory, follow_symlinks=True)
             try:

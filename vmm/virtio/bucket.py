@@ -6,8 +6,6 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vmm.config import Rate
 
 
@@ -18,17 +16,16 @@ class TokenBucket:
     request larger than the burst passes too, and the rate holds.
     """
 
-    __slots__ = ("_clock", "_last", "_level", "_rate")
+    __slots__ = ("_last", "_level", "_rate")
 
-    def __init__(self, rate: Rate | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self.set_rate(rate)
+    def __init__(self) -> None:
+        self.set_rate(None)
 
     def set_rate(self, rate: Rate | None) -> None:
         """Go on with another *rate*, and a full bucket."""
         self._rate = rate
         self._level = float(rate.burst) if rate else 0.0
-        self._last = self._clock()
+        self._last = time.monotonic()
 
     def take(self, tokens: int) -> None:
         """Take *tokens*, whether they are there or not."""
@@ -38,7 +35,7 @@ class TokenBucket:
         """How long to wait, in seconds, until there is a token; 0 if there is one now."""
         if self._rate is None:
             return 0.0
-        now = self._clock()
+        now = time.monotonic()
         self._level = min(self._rate.burst, self._level + (now - self._last) * self._rate.per_second)
         self._last = now
         return 0.0 if self._level >= 1 else (1 - self._level) / self._rate.per_second

@@ -17,7 +17,7 @@ class               command  data
 from __future__ import annotations
 
 from vmm.virtio import chain
-from vmm.virtio.net_filter import TABLE_MAX
+from vmm.virtio.net_filter import MODES, TABLE_MAX
 from vmm.virtio.net_frame import GUEST_OFFLOADS, NetFeature
 
 TYPE_CHECKING = False
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 _RX, _MAC, _ANNOUNCE, _MQ, _GUEST_OFFLOADS = 0, 1, 3, 4, 5
 _TABLE_SET, _ADDR_SET = 0, 1
 _OK, _ERR = b"\0", b"\1"
-_MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast")
 #: The mode from which on they need CTRL_RX_EXTRA.
 _EXTRA = 2
 #: The longest command taken, in bytes: a table of ten thousand addresses.
@@ -101,9 +100,9 @@ class Control:
 
     def _set_mode(self, number: int, data: bytes) -> bool:
         needed = NetFeature.CTRL_RX if number < _EXTRA else NetFeature.CTRL_RX_EXTRA
-        if number >= len(_MODES) or not self._has(needed) or data not in (b"\0", b"\1"):
+        if number >= len(MODES) or not self._has(needed) or data not in (b"\0", b"\1"):
             return False
-        setattr(self._filter, _MODES[number], data == b"\1")
+        setattr(self._filter, MODES[number], data == b"\1")
         return self._card.filter_changed()
 
     def _set_table(self, data: bytes) -> bool:

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from vmm.state import State
 
 _ADDRESS = "address"
-_MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast")
+#: In the order of their commands (VIRTIO 1.2 §5.1.6.5.1).
+MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast")
 #: Addresses kept of each kind; a driver that names more gets all frames of that kind.
 TABLE_MAX = 64
 _BROADCAST = b"\xff" * 6
@@ -34,7 +35,7 @@ class RxFilter:
     def state(self) -> State:
         """All of it."""
         tables = (self.unicast, self.multicast)
-        return attributes(self, (_ADDRESS, *_MODES)) | {
+        return attributes(self, (_ADDRESS, *MODES)) | {
             "tables": [None if table is None else sorted(table) for table in tables]
         }
 
@@ -44,7 +45,7 @@ class RxFilter:
         Raises:
             KeyError, TypeError, ValueError: it is none.
         """
-        put_back(self, (_ADDRESS, *_MODES), state)
+        put_back(self, (_ADDRESS, *MODES), state)
         tables = [None if table is None else frozenset(map(bytes, table)) for table in state["tables"]]
         if any(len(table) > TABLE_MAX or any(len(address) != 6 for address in table) for table in tables if table):
             raise ValueError("no tables of addresses")

@@ -46,7 +46,6 @@ class DescFlag:
 AVAIL_F_NO_INTERRUPT = 1
 USED_F_NO_NOTIFY = 1
 
-QUEUE_SIZE_MAX = 32768
 DESCRIPTOR_SIZE = 16
 #: A chain describes at most 2^32 bytes (VIRTIO 1.2 §2.7.5.2).
 CHAIN_BYTES_MAX = 1 << 32

@@ -227,9 +227,10 @@ class VsockDevice(VirtioDevice):
         self._ready[stream] = None
 
     def _refuse(self, key: tuple[int, int], op: int) -> None:
-        """End the connection *key*, if there is one, and tell the guest, unless it was the guest who ended it."""
+        """End the connection *key*, if there is one, and tell the guest, unless it has ended it or not heard of it."""
         stream = self._streams.pop(key, None)
         if stream is not None:
+            told = Op.REQUEST not in stream.owed
             self._ready.pop(stream, None)
             stream.owed.clear()
             stream.readable, stream.ended = False, True
@@ -237,6 +238,8 @@ class VsockDevice(VirtioDevice):
                 self._wait(stream)
             else:
                 self._forget(stream)
+            if not told:
+                return
         if op != Op.RST:
             self._resets.append(reset_packet(self._cid, *key))
 

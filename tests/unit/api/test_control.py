@@ -142,6 +142,12 @@ def test_stop_presses_the_keys_where_no_agent_answers(vm: Vm, wire: Wire, monkey
     assert vm.machine.ctrl_alt_del == 1
 
 
+def test_stopping_what_is_ending_is_no_error(vm: Vm, wire: Wire) -> None:
+    vm.session.leave()
+    threading.Timer(0.05, vm.server.ended.set).start()
+    assert wire.ask("stop") == {"id": "x", "ok": {"orderly": True}}
+
+
 def test_stop_does_not_wait_for_ever(vm: Vm, wire: Wire) -> None:
     wire.send(b'{"id": 1, "do": "stop", "timeout_s": 0.05}\n')
     deadline = time.monotonic() + PATIENCE_S
@@ -172,6 +178,17 @@ def test_snapshot(vm: Vm, wire: Wire) -> None:
         ("/tmp/two", "/tmp/one", False),
         ("/tmp/three", "", True),
     ]
+
+
+def test_the_machine_is_free_while_its_snapshot_is_written(vm: Vm, wire: Wire) -> None:
+    vm.machine.may_finish.clear()
+    wire.send(b'{"id": 1, "do": "snapshot", "path": "/tmp/one"}\n')
+    while not vm.machine.snapshots:
+        time.sleep(0.01)
+    assert wire.ask("type", text="uname -a\n") == {"id": "x", "ok": {}}
+    vm.machine.may_finish.set()
+    assert wire.read() == {"id": 1, "ok": {}}
+    assert vm.machine.snapshots_closed == 1
 
 
 def test_a_snapshot_at_a_relative_path_is_refused(wire: Wire) -> None:

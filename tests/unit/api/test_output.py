@@ -126,6 +126,20 @@ def test_a_big_log_becomes_the_old_one(vm: Vm, monkeypatch: pytest.MonkeyPatch) 
     assert log(vm, "log.1") == b"a" * 1000
 
 
+def test_messages_that_go_to_the_log_go_to_the_new_one(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "LOG_LIMIT", 1000)
+    stderr, messages = os.dup(2), os.open(vm.path("log"), os.O_WRONLY | os.O_APPEND)
+    try:
+        os.dup2(messages, 2)
+        vm.print(b"a" * 1000)
+        settle(lambda: os.path.exists(vm.path("log.1")) and os.path.exists(vm.path("log")))
+        settle(lambda: os.path.samestat(os.stat(vm.path("log")), os.fstat(2)))
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(messages)
+
+
 def test_what_comes_faster_than_it_is_taken_is_missing_and_said_so(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "WAITING_LIMIT", 10)
     vm.print(b"0123456789abcdef")

@@ -54,6 +54,13 @@ def test_a_directory_of_the_users_own_comes_and_goes(run: str) -> None:
     assert os.listdir(run) == []
 
 
+def test_a_full_file_system_is_the_host_s_fault_and_keeps_nothing(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "INFO", "/dev/full")
+    with pytest.raises(BackendError, match="cannot be used: No space left on device\n  set PYVMM_RUN"):
+        place.claim("web1")
+    assert os.listdir(run) == []
+
+
 def test_without_a_name_the_first_free_number(run: str) -> None:
     first, second = place.claim(), place.claim()
     assert (first.name, second.name) == ("vm-1", "vm-2")
@@ -93,6 +100,7 @@ def test_what_a_killed_vm_has_left_is_taken_away(run: str) -> None:
         process.send_signal(signal.SIGKILL)
     assert os.path.exists(f"{run}/web1/info.json")
     assert not place.is_live("web1")
+    assert place.pid_of("web1") is None
     assert place.running() == []
     assert os.listdir(run) == []
 

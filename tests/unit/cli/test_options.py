@@ -48,7 +48,7 @@ def test_no_whole_number(text: str) -> None:
         parse([f"--cpus={text}"], TABLE).number("cpus", 1)
 
 
-@pytest.mark.parametrize("text", ["soon", "-1"])
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", "1e9"])
 def test_no_number_of_seconds(text: str) -> None:
     with pytest.raises(ConfigError, match=f"--timeout: '{text}' is no number of seconds"):
         parse(["--timeout", text], TABLE).seconds("timeout")

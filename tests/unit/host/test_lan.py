@@ -20,7 +20,8 @@ from tests.fakes.lan_guest import LanGuest
 from vmm.errors import BackendError, ConfigError
 from vmm.host.lan import port as lan_port
 from vmm.host.lan.place import lan_directory, socket_path
-from vmm.host.lan.port import MTU, PCAP_HEADER, open_lan
+from vmm.host.lan.port import MTU, open_lan
+from vmm.host.net.capture import PCAP_HEADER
 from vmm.host.uplink import Uplink
 
 HEADER = bytes(12)
@@ -211,6 +212,15 @@ def test_a_recording(tmp_path: Path) -> None:
 def test_a_recording_that_cannot_be(path: str, why: str) -> None:
     with pytest.raises(BackendError, match=f"^--net lan=x,pcap={path}: {why}"):
         open_lan("x", pcap=path)
+
+
+def test_a_recording_that_the_disk_has_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vmm.host.lan.port.os.write", full)
+    with pytest.raises(BackendError, match="cannot write: No space left on device"):
+        open_lan("x", pcap=str(tmp_path / "x.pcap"))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a.b", "a b", "é", "x" * 33])

@@ -221,6 +221,22 @@ def test_made_up_guests_leave_room_for_those_with_a_name(join: Join, monkeypatch
     join(21, "db").get_address()
 
 
+def test_the_room_of_leases_that_are_over_is_free(join: Join, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases_module, "LEASES_MAX", 20)
+    for number in range(20):
+        join(number, vlan=number).get_address()
+    clock.now += LEASE_S
+    join(20, vlan=20).get_address()
+
+
+def test_a_guest_cannot_decline_all_addresses(join: Join, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases_module, "LEASES_MAX", 20)
+    for _ in range(50):
+        address = join(1, "db").get_address()
+        join(1, "db").dhcp(DECLINE, o50=socket.inet_aton(address))
+    assert sum(map(len, services.leases._vlans.values())) <= 20
+
+
 # DNS
 
 

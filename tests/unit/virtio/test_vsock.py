@@ -117,6 +117,15 @@ def test_a_client_that_leaves_before_the_answer_ends_the_request(guest: Guest) -
     assert ops(guest.receive()) == [Op.RST]
 
 
+def test_clients_that_leave_while_the_guest_does_not_listen_leave_nothing(make_guest: MakeGuest) -> None:
+    guest = make_guest(buffers=0)
+    for _ in range(2 * RESETS_MAX):
+        guest.client(b"CONNECT 5000\n").close()
+        guest.settle()
+    assert not guest.device._resets
+    assert not guest.device._by_fd
+
+
 # From the guest.
 
 

@@ -49,8 +49,9 @@ def answer(leases: Leases, vlan: int, mac: bytes, domain: str, message: bytes) -
         told |= {NETMASK_OPTION: NETMASK, DNS_OPTION: SERVER, DOMAIN_OPTION: domain.encode()}
         if given != _NOBODY:
             told[LEASE_OPTION] = LEASE_S.to_bytes(4, "big")
-        if mac in leases.names:
-            told[NAME_OPTION] = leases.names[mac].encode()
+        name = leases.names.get(mac)  # once: another thread may replace them meanwhile
+        if name:
+            told[NAME_OPTION] = name.encode()
     head = _HEAD.pack(_REPLY, _ETHERNET, 6, 0, xid, 0, flags, current, given, _NOBODY, _NOBODY, chaddr)
     reply = head + bytes(64 + 128) + _COOKIE + write_options(told)
     target = current if current != _NOBODY else given

@@ -75,7 +75,12 @@ class Leases:
             del leases[address]
 
     def decline(self, vlan: int, mac: bytes) -> None:
-        """Somebody else uses *mac*'s address: nobody gets it for a while."""
+        """Somebody else uses *mac*'s address: nobody gets it for a while.
+
+        Unless there is no room: else a guest with a name could decline all addresses there are.
+        """
+        if self._is_full():
+            self.release(vlan, mac)
         for lease in self._vlans.get(vlan, {}).values():
             if lease.mac == mac:
                 lease.mac, lease.name = b"", ""
@@ -102,7 +107,7 @@ class Leases:
         return leases
 
     def _is_full(self) -> bool:
-        return sum(map(len, self._vlans.values())) >= LEASES_MAX
+        return sum(len(self._live(vlan)) for vlan in self._vlans) >= LEASES_MAX
 
 
 def _is_ours(address: bytes) -> bool:

@@ -49,20 +49,16 @@ def open_lan(
     if mtu is not None and mtu > MTU_MAX:
         raise ConfigError(f"mtu={mtu} is more than the {MTU_MAX} of a lan", where="--net lan=")
     port = _Port(name, vlan, pcap, guest)
-    try:
-        uplink = Uplink(f"lan {name}", mtu or MTU, port.join)
-        uplink.name = f"lan {name} port {port.number}"  # by which cards are told apart
-    finally:
-        port.truncate = False
+    uplink = Uplink(f"lan {name}", mtu or MTU, port.join)
+    uplink.name = f"lan {name} port {port.number}"  # by which cards are told apart
     return uplink
 
 
 class _Port:
-    """How to join the lan *name*: as `open_lan`. *number* is what the switch gave; it is asked for again."""
+    """How to join the lan *name*: as `open_lan`. *number* is what the switch gave, and is asked for again; -1: none."""
 
     def __init__(self, name: str, vlan: int, pcap: str, guest: tuple[str, bytes] | None) -> None:
         self.number = -1
-        self.truncate = True
         self._name, self._vlan, self._pcap = name, vlan, pcap
         self._guest = f" {guest[1].hex()} {guest[0]}" if guest else ""
         self._directory = lan_directory(name)
@@ -134,29 +130,23 @@ class _Port:
 
     def _open_pcap(self) -> int:
         """The recording, begun; one that a mended port goes on with is not cut off."""
-        where = f"--net lan={self._name},pcap={self._pcap}"
+        from vmm.host.net.capture import PCAP_HEADER
+
+        where, begins = f"--net lan={self._name},pcap={self._pcap}", self.number < 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            fd = os.open(self._pcap, flags | (os.O_TRUNC if self.truncate else 0), 0o600)
+            fd = os.open(self._pcap, flags | (os.O_TRUNC if begins else 0), 0o600)
+            try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise BackendError("is no regular file", where=where)
+                if begins:
+                    os.write(fd, PCAP_HEADER)
+            except BaseException:
+                os.close(fd)
+                raise
         except OSError as error:
             raise BackendError(f"cannot write: {error.strerror}", where=where) from error
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise BackendError("is no regular file", where=where)
-        if self.truncate:
-            os.write(fd, PCAP_HEADER)
         return fd
-
-
-#: pcap-savefile(5): the magic number of records with nanoseconds, version 2.4, whole frames, Ethernet.
-PCAP_HEADER = (
-    (0xA1B23C4D).to_bytes(4, sys.byteorder)
-    + (2).to_bytes(2, sys.byteorder)
-    + (4).to_bytes(2, sys.byteorder)
-    + bytes(8)
-    + (262144).to_bytes(4, sys.byteorder)
-    + (1).to_bytes(4, sys.byteorder)
-)
 
 
 def _start_switch(name: str, path: str) -> None:

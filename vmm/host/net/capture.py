@@ -1,6 +1,6 @@
 """Frames of a device as a pcap file, by a packet socket.
 
-pcap file (draft-ietf-opsawg-pcap, big- or little-endian as the magic says)::
+pcap file (draft-ietf-opsawg-pcap, pcap-savefile(5); big- or little-endian as the magic says)::
 
     magic 0xa1b23c4d (ns)  major 2  minor 4  zone 0  sigfigs 0  snaplen  link type 1 (Ethernet)
     then for each frame:  seconds  nanoseconds  bytes captured  bytes on the wire  frame
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SNAPLEN = 262144
-_HEADER = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, _SNAPLEN, 1)
+PCAP_HEADER = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, _SNAPLEN, 1)
 _RECORD = struct.Struct("<IIII")
 _ETH_P_ALL = 3
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_PROMISC = 263, 1, 1
@@ -60,7 +60,7 @@ class Capture:
         Raises:
             BackendError: the device is gone. What was captured is written.
         """
-        output.write(_HEADER)
+        output.write(PCAP_HEADER)
         output.flush()
         written = 0
         for frame, stamp in self._frames(seconds, stop_fd):

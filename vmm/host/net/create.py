@@ -19,6 +19,7 @@ from vmm.host.net.transaction import apply
 from vmm.host.net.trial import watch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from ipaddress import IPv4Network, IPv6Network
 
     from vmm.config import Rate
@@ -85,14 +86,12 @@ def make_default(store: Store) -> None:
         create_nat(store, DEFAULT)
 
 
-def create_physical(
-    store: Store, name: str, nic: str, *, confirm_timeout_s: float | None, persist: str = ""
-) -> Physical:
+def create_physical(store: Store, name: str, nic: str, *, confirm_timeout_s: float, persist: str = "") -> Physical:
     """Put the bridge *name* in the place of the device *nic*. It is on trial until `networks.confirm`.
 
     Afterwards routers must answer that did before, and connections must flow. If they do not, or if nobody confirms it
-    within *confirm_timeout_s* (None: it needs no confirmation), all is as before. *persist* is what sets it up from the
-    confirmation on, as `Physical.persist`.
+    within *confirm_timeout_s*, all is as before. *persist* is what sets it up from the confirmation on, as
+    `Physical.persist`.
 
     Raises:
         ConfigError: as `plan_physical`, or there is a network of that name.
@@ -103,21 +102,18 @@ def create_physical(
         if find_network(store, name) is not None:
             raise _another(name)
         network = plan_physical(name, nic)
-        token = "" if confirm_timeout_s is None else os.urandom(8).hex()
-        record = Record(network, "creating", token, boot_id(), persist)
-        write_record(store, record)
-        if confirm_timeout_s is not None:
-            watch(store, name, token, confirm_timeout_s)
-        _make(store, record)
-        write_record(store, replace(record, state="trial" if token else "ready"))
+        record = Record(network, "creating", os.urandom(8).hex(), boot_id(), persist)
+        _make(store, record, lambda: watch(store, name, record.token, confirm_timeout_s))
+        write_record(store, replace(record, state="trial"))
         return network
 
 
-def _make(store: Store, record: Record) -> None:
-    """Do all steps of the network of *record*, or undo them."""
+def _make(store: Store, record: Record, before: Callable[[], None] = lambda: None) -> None:
+    """Record *record*, do what is to be done *before*, and then all steps of its network; or undo them."""
     name = record.network.name
     write_record(store, record)
     try:
+        before()
         apply(network_steps(store, record.network), f"create network {name}")
     except BaseException:
         with suppress(BackendError):  # of what the first error already tells

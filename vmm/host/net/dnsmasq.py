@@ -1,7 +1,8 @@
 """DHCP and DNS for the guests of a network: Debian's dnsmasq, started again by a shell's loop if it dies.
 
 Its files are beside the network's: `dnsmasq.conf`; `hosts/NAME` and `names/NAME`, the address of each guest with a name
-for DHCP and for DNS, which dnsmasq reads when they appear (dnsmasq(8), --dhcp-hostsdir, --hostsdir); `leases`; `log`.
+for DHCP and for DNS, which dnsmasq reads when they appear (dnsmasq(8), --dhcp-hostsdir, --hostsdir); `leases`; and
+`log`, why it did not start.
 The processes are known by the configuration's path among their arguments, so none is lost, whenever a pyvmm that starts
 or stops them is killed.
 """
@@ -14,9 +15,11 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmm.errors import BackendError
+from vmm.host.net.link import user_name
 
 if TYPE_CHECKING:
     from vmm.host.net.network import Nat
@@ -27,6 +30,8 @@ _LOOP = 'until dnsmasq --keep-in-foreground --conf-file="$0"; do [ $? -gt 128 ] 
 _PATIENCE_S = 10.0
 _POLL_S = 0.002
 _EXECVE_POLLS = 50
+#: Who runs the loop, and whom dnsmasq becomes: others may give their processes any arguments.
+_USERS = ("root", "nobody")
 
 
 def _arguments(pid: int) -> list[str]:
@@ -42,6 +47,13 @@ def _arguments(pid: int) -> list[str]:
     except OSError:
         pass
     return []
+
+
+def _user(pid: int) -> str:
+    """Who runs the process *pid*; nothing if it has ended."""
+    with suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
+        return user_name(next(int(line.split()[1]) for line in lines if line.startswith("Uid:")))
+    return ""
 
 
 class Dnsmasq:
@@ -103,9 +115,10 @@ class Dnsmasq:
     def _role(self, pid: int) -> signal.Signals | None:
         """The signal that ends the process *pid*, if it is one of ours."""
         arguments = _arguments(pid)
-        if _LOOP in arguments and self._path in arguments:
-            return signal.SIGKILL
-        return signal.SIGTERM if f"--conf-file={self._path}" in arguments else None
+        is_loop = _LOOP in arguments and self._path in arguments
+        if not (is_loop or f"--conf-file={self._path}" in arguments) or _user(pid) not in _USERS:
+            return None
+        return signal.SIGKILL if is_loop else signal.SIGTERM
 
     def _end(self, pid: int, number: signal.Signals) -> None:
         """End the process *pid* by the signal *number*, unless it is another by now."""
@@ -160,10 +173,7 @@ class Dnsmasq:
             f"hostsdir={self._store.path(network.name, 'names')}",  # one behind a NAT of its own takes no lease
             f"dhcp-leasefile={self._store.path(network.name, 'leases')}",
             f"pid-file={self._store.path(network.name, 'pid')}",
-            f"log-facility={self._store.path(network.name, 'log')}",
-            "quiet-dhcp",
-            "quiet-dhcp6",
-            "quiet-ra",
+            "log-facility=/dev/null",  # what guests ask wrongly it logs even if quiet: they would fill the disk
         ]
         if network.subnet6:
             lines += ["enable-ra", f"dhcp-range={network.subnet6.network_address},ra-names,64,1h"]

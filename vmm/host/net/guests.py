@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from vmm.host.net.transaction import Step
 
 _FILE = "guests.json"
+#: Of one user on one network, for good: each takes an address, and a line of the host's table of names.
+NAMES_MAX = 64
 _TUNSETPERSIST = 0x400454CB  # linux/if_tun.h
 
 
@@ -106,7 +108,8 @@ class Names:
 
     def _hosts(self) -> list[str]:
         with open(self._store.hosts, encoding="utf-8", errors="surrogateescape") as file:
-            return file.readlines()
+            # The last one may lack its end, and ours would become a part of it.
+            return [line if line.endswith("\n") else f"{line}\n" for line in file]
 
     def _write_hosts(self, lines: list[str]) -> None:
         # In place: in a container the file is a mount point, which nothing can be renamed to.
@@ -195,12 +198,15 @@ def attach(store: Store, network: Network, name: str, *, owner: int | None = Non
     """Make a tap that stays, for the guest *name* of *network*, run by the user with the id *owner* (None: root).
 
     Raises:
-        ConfigError: as `plan_guest`.
+        ConfigError: as `plan_guest`; or it runs, and more than its limit would change.
         BackendError: the host refuses a part; all is as before.
     """
     with store.locked():
         before = read_guests(store, network.name)
         guest = plan_guest(store, network, name, attached=True, owner=owner, limit=limit)
+        same_tap = name in before and replace(before[name], limit=limit) == guest
+        if name in before and not same_tap:
+            _refuse_running(network, before[name])
         steps, goal = guest_steps(store, network, guest), f"attach {name} to network {network.name}"
         if before.get(name) == guest:
             mend(steps, goal)
@@ -208,7 +214,7 @@ def attach(store: Store, network: Network, name: str, *, owner: int | None = Non
         _write_guests(store, network, before | {name: guest})
         try:
             if name in before:
-                kept = {step.what for step in steps}
+                kept = {step.what for step in steps} if same_tap else set()
                 revert([step for step in guest_steps(store, network, before[name]) if step.what not in kept], goal)
             apply(steps, goal)
         except BaseException:
@@ -229,9 +235,7 @@ def detach(store: Store, network: Network, name: str) -> None:
     with store.locked():
         guests = read_guests(store, network.name)
         guest = get_guest(store, network, name)
-        holder = _runner(guest)
-        if holder:
-            raise ConfigError(f"{name} runs: {holder}", where=f"network {network.name}", fix="end it before")
+        _refuse_running(network, guest)
         revert(guest_steps(store, network, guest), f"detach {name} from network {network.name}")
         _write_guests(store, network, {key: other for key, other in guests.items() if key != name})
 
@@ -242,7 +246,7 @@ def reserve(store: Store, network: Network, name: str, owner: int | None = None)
     The guest of the user with the id *owner* stays theirs; None: whoever has it is root.
 
     Raises:
-        ConfigError: as `plan_guest`, or it is another user's.
+        ConfigError: as `plan_guest`, or it is another user's, or the user has too many.
         BackendError: it runs already, or the host refuses.
     """
     guests = read_guests(store, network.name)
@@ -250,6 +254,12 @@ def reserve(store: Store, network: Network, name: str, owner: int | None = None)
         refuse_others(network, guests[name], owner)
         guest = guests[name]
     else:
+        if owner is not None and sum(other.owner == owner for other in guests.values()) >= NAMES_MAX:
+            raise ConfigError(
+                f"{user_name(owner)} has {NAMES_MAX} names already",
+                where=f"network {network.name}",
+                fix=f"choose one of them, or run: sudo pyvmm net detach {network.name} GUEST",
+            )
         guest = plan_guest(store, network, name, owner=owner)
     holder = _runner(guest)
     if holder:
@@ -318,6 +328,13 @@ def _runner(guest: Guest) -> str | None:
     if tap is None or not is_connected(tap):
         return None
     return tap_holder(guest.tap) or "another process"
+
+
+def _refuse_running(network: Network, guest: Guest) -> None:
+    """Raise `ConfigError` if *guest* runs."""
+    holder = _runner(guest)
+    if holder:
+        raise ConfigError(f"{guest.name} runs: {holder}", where=f"network {network.name}", fix="end it before")
 
 
 def _make_tap(name: str, owner: int | None) -> None:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, ClassVar
 
-from vmm.config import Rate
+from vmm.config import NET_WORDS, Rate
 from vmm.errors import ConfigError
 from vmm.mac import format_mac
 
-#: Words that mean something else in `--net`.
-RESERVED = ("auto", "bridge", "lan", "mac", "mtu", "name", "queues", "tap", "user")
 #: The network that is made when a guest first needs it.
 DEFAULT = "nat"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,13}[a-z0-9]|[a-z]")
@@ -86,7 +84,7 @@ def check_name(name: str, what: str = "network") -> str:
             where="pyvmm net",
             fix="it must have 1 to 15 characters of a-z, 0-9 and -, beginning with a letter and not ending with -",
         )
-    if what == "network" and name in RESERVED:
+    if what == "network" and name in NET_WORDS:
         raise ConfigError(f"{name!r} cannot be the name of a network: --net {name} means something else")
     return name
 

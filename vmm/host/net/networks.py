@@ -14,7 +14,7 @@ from vmm.host.net.link import find_ports, is_connected, netlink
 from vmm.host.net.network import Nat
 from vmm.host.net.persist import Persistence
 from vmm.host.net.physical import Physical, Takeover
-from vmm.host.net.record import Network, Record, read_record, write_record
+from vmm.host.net.record import Network, Record, boot_id, read_record, write_record
 from vmm.host.net.rules import Rules
 from vmm.host.net.shaping import Shaping
 from vmm.host.net.transaction import apply, mend, revert
@@ -70,9 +70,9 @@ def repair(store: Store, name: str) -> list[str]:
             return [f"an end of network {name}, which a crash had left half made or half deleted"]
         record = _finished(store, name)
         network = record.network
-        if isinstance(network, Physical):
+        if isinstance(network, Physical) and record.boot != boot_id():
             network = Takeover(network).renewed()
-            write_record(store, replace(record, network=network))
+            write_record(store, replace(record, network=network, boot=boot_id()))
         return mend_all(store, network, f"repair network {name}")
 
 
@@ -126,7 +126,7 @@ def confirm(store: Store, name: str) -> Network:
         if isinstance(network, Physical) and record.persist:
             network = replace(network, persist=record.persist)
             apply([Persistence(network)], f"confirm network {name}")
-        write_record(store, Record(network, "ready"))
+        write_record(store, Record(network, "ready", boot=record.boot))
         return network
 
 

@@ -176,7 +176,7 @@ class Takeover:
         return replace(self._network, settings=replace(now, mac=own.mac, mtu=own.mtu, leased=own.leased))
 
     def renewed(self) -> Physical:
-        """The network with what the NIC has now, if the bridge has gone, as with a boot of the host.
+        """The network after a boot of the host: with what the NIC has now, unless that has made the bridge too.
 
         Raises:
             ConfigError: as `plan_physical`.

@@ -18,7 +18,8 @@ _KINDS: dict[str, type[Nat | Physical]] = {kind.kind: kind for kind in (Nat, Phy
 
 @dataclass(frozen=True)
 class Record:
-    """*network*, and its *state*; on trial until somebody confirms it, with the *token*, in one boot of the host.
+    """*network*, and its *state*; on trial until somebody confirms it, with the *token*. What it says of the host is of
+    the boot *boot*: a trial ends with that.
 
     *persist* is what it will be set up by from then on, as `Physical.persist`.
     """

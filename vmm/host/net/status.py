@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm.errors import BackendError
 from vmm.host.net.guests import read_guests
 from vmm.host.net.link import find_device, find_ports, is_connected, netlink
 from vmm.host.net.network import Nat
@@ -64,10 +65,10 @@ def status(store: Store, network: Network) -> dict[str, Any]:
 
 
 def _is_done(step: Step) -> bool | None:
-    """Whether *step* is done; None: that only root may know."""
+    """Whether *step* is done; None: that only root may know, or what would tell is not here."""
     try:
         return step.is_done()
-    except PermissionError:
+    except (PermissionError, BackendError):  # nft(8) is in none of the directories of an ordinary user's PATH
         return None
 
 

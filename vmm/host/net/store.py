@@ -86,15 +86,22 @@ class Store:
         self.write_text(json.dumps(document, indent=2) + "\n", *parts)
 
     def write_text(self, text: str, *parts: str) -> None:
-        """Put *text* in the file *parts*; it has reached the disk then."""
+        """Put *text* in the file *parts*; it has reached the disk then.
+
+        Raises:
+            BackendError: it cannot be written.
+        """
         path = self.path(*parts)
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         passing = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}")
-        with open(passing, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(passing, path)
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            with open(passing, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(passing, path)
+        except OSError as error:
+            raise BackendError(f"cannot write: {error.strerror}", where=path) from error
 
     def remove(self, *parts: str) -> None:
         """Remove the file *parts*, or nothing if there is none."""

@@ -24,7 +24,10 @@ def watch(store: Store, name: str, token: str, timeout_s: float) -> None:
         BackendError: it does not start.
     """
     command = ["setsid", "--fork", sys.executable, "-m", "vmm.host.net.trial", store.root, name, token, str(timeout_s)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as started:
+    # Not our stderr: what waits for its end, such as ssh without a terminal, would wait for that of the trial.
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as started:
         if not started.stdout or started.stdout.readline() != _READY:
             raise BackendError("the process that would take it back does not start", where=f"network {name}")
 

@@ -28,7 +28,7 @@ from vmm.kvm.assist.paging import VECTOR_GP, GuestException, read_linear, write_
 _VECTOR_UD, _VECTOR_MF = 6, 16
 _CR4_OSXSAVE = 1 << 18
 _MXCSR_MASK = 0xFFBF  # of a processor that tells none (Intel SDM 1 §11.6.6)
-_X87, _SSE, _AVX = 1 << 0, 1 << 1, 1 << 2
+_SSE, _AVX = 1 << 1, 1 << 2
 _MXCSR = slice(24, 32)
 _LEGACY = {0: (slice(0, 24), slice(32, 160)), 1: (slice(160, 416),)}
 _HEADER, _HEADER_END = 512, 576

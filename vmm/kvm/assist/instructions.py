@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vmm.kvm import abi
+from vmm.kvm import abi, msrs
 from vmm.kvm.assist import segments
 from vmm.kvm.assist.decode import GPR, MAP_0F, MAP_0F3A, MAP_0F38, MAP_PRIMARY, Instruction, Undecodable
 from vmm.kvm.assist.paging import VECTOR_GP, GuestException, read_linear
@@ -21,7 +21,7 @@ CF, PF, AF, ZF, SF, IF, OF, RF, AC = (1 << bit for bit in (0, 2, 4, 6, 7, 9, 11,
 _ARITHMETIC = CF | PF | AF | ZF | SF | OF
 _VECTOR_BP = 3
 _SYSRET_FLAGS = 0x3C_7FD7
-_IA32_TSC, _TSC_AUX = 0x10, 0xC000_0103
+_TSC_AUX = 0xC000_0103
 _CR4_PGE = 1 << 7
 
 
@@ -177,7 +177,7 @@ def _stac(cpu: Cpu, _: Instruction) -> None:
 
 @assists("rdtscp", MAP_0F, 0x01, prefix=0, modrm=0xF9)
 def _rdtscp(cpu: Cpu, _: Instruction) -> None:
-    tsc, aux = cpu.vcpu.get_msrs((_IA32_TSC, _TSC_AUX))
+    tsc, aux = cpu.vcpu.get_msrs((msrs.IA32_TSC, _TSC_AUX))
     cpu.regs[abi.RAX], cpu.regs[abi.RDX], cpu.regs[abi.RCX] = tsc & 0xFFFF_FFFF, tsc >> 32, aux & 0xFFFF_FFFF
 
 

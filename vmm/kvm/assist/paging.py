@@ -11,12 +11,7 @@ from vmm.errors import GuestMemoryError
 from vmm.kvm import abi
 from vmm.memory import GuestMemory
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Final
-
-_PRESENT, _WRITE, _USER, _LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 7
-_NX: Final = 1 << 63
+_PRESENT, _WRITE, _LARGE = 1 << 0, 1 << 1, 1 << 7
 _FRAME = 0x000F_FFFF_FFFF_F000
 _CR0_WP = 1 << 16
 _CR4_LA57 = 1 << 12

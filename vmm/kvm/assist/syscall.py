@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _KEPT = ("_handler", "_handler_gpa")
 _FRAME = Struct("<6Q")  # what a fault with an error code pushes in 64-bit mode
 _DF = 1 << 10
-_DR6_B0, _DR6_BS = 1 << 0, 1 << 14
+_DR6_BS = 1 << 14
 
 
 class FaultFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.regs import PlainRegister, register, write_only
+from vmm.regs import PlainRegister, Register, register, write_only
 from vmm.virtio.interrupts import LineInterrupts
 from vmm.virtio.transport.core import Transport
 
@@ -22,6 +22,11 @@ VENDOR = int.from_bytes(b"PYVM", "little")
 QUEUE_NOTIFY = 0x050
 CONFIG = 0x100
 _U32 = 0xFFFF_FFFF
+
+
+def _half(offset: int, name: str, area: str, shift: int) -> Register:
+    """32 bits of a queue area's address."""
+    return write_only(offset, name)(lambda transport, value: transport.core.set_queue_area(area, shift, value))
 
 
 class MmioTransport(Transport):
@@ -138,29 +143,12 @@ class MmioTransport(Transport):
     def queue_notify(self, value: int) -> None:
         self.core.notify(value)
 
-    @write_only(0x080, "QueueDescLow")
-    def queue_desc_low(self, value: int) -> None:
-        self.core.set_queue_area("desc", 0, value)
-
-    @write_only(0x084, "QueueDescHigh")
-    def queue_desc_high(self, value: int) -> None:
-        self.core.set_queue_area("desc", 32, value)
-
-    @write_only(0x090, "QueueDriverLow")
-    def queue_driver_low(self, value: int) -> None:
-        self.core.set_queue_area("driver", 0, value)
-
-    @write_only(0x094, "QueueDriverHigh")
-    def queue_driver_high(self, value: int) -> None:
-        self.core.set_queue_area("driver", 32, value)
-
-    @write_only(0x0A0, "QueueDeviceLow")
-    def queue_device_low(self, value: int) -> None:
-        self.core.set_queue_area("device", 0, value)
-
-    @write_only(0x0A4, "QueueDeviceHigh")
-    def queue_device_high(self, value: int) -> None:
-        self.core.set_queue_area("device", 32, value)
+    queue_desc_low = _half(0x080, "QueueDescLow", "desc", 0)
+    queue_desc_high = _half(0x084, "QueueDescHigh", "desc", 32)
+    queue_driver_low = _half(0x090, "QueueDriverLow", "driver", 0)
+    queue_driver_high = _half(0x094, "QueueDriverHigh", "driver", 32)
+    queue_device_low = _half(0x0A0, "QueueDeviceLow", "device", 0)
+    queue_device_high = _half(0x0A4, "QueueDeviceHigh", "device", 32)
 
     # Interrupts.
 
@@ -178,21 +166,10 @@ class MmioTransport(Transport):
     def shm_sel(self, value: int) -> None:
         pass
 
-    @register(0x0B0, "SHMLenLow")
-    def shm_len_low(self) -> int:
-        return _U32
-
-    @register(0x0B4, "SHMLenHigh")
-    def shm_len_high(self) -> int:
-        return _U32
-
-    @register(0x0B8, "SHMBaseLow")
-    def shm_base_low(self) -> int:
-        return _U32
-
-    @register(0x0BC, "SHMBaseHigh")
-    def shm_base_high(self) -> int:
-        return _U32
+    shm_len_low = Register(0x0B0, "SHMLenLow", 4, lambda _: _U32)
+    shm_len_high = Register(0x0B4, "SHMLenHigh", 4, lambda _: _U32)
+    shm_base_low = Register(0x0B8, "SHMBaseLow", 4, lambda _: _U32)
+    shm_base_high = Register(0x0BC, "SHMBaseHigh", 4, lambda _: _U32)
 
     @register(0x0FC, "ConfigGeneration")
     def config_generation(self) -> int:

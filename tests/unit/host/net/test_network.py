@@ -18,7 +18,8 @@ def test_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "-a", "a-", "2a", "Lab", "a_b", "a.b", "a/b", "..", "a2345678901234567", "auto", "user", "lab\n"]
+    "name",
+    ["", "-a", "a-", "2a", "Lab", "a_b", "a.b", "a/b", "..", "a2345678901234567", "auto", "user", "private", "lab\n"],
 )
 def test_what_is_no_name(name: str) -> None:
     with pytest.raises(ConfigError):

@@ -34,6 +34,12 @@ def test_a_write_that_was_cut_off_changes_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "lab") == ["network.json"]
 
 
+def test_what_cannot_be_written_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "lab" / "network.json").mkdir(parents=True)
+    with pytest.raises(BackendError, match=r"lab/network\.json: cannot write: Is a directory"):
+        Store(str(tmp_path)).write({"a": 1}, "lab", "network.json")
+
+
 @pytest.mark.root
 def test_a_directory_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
