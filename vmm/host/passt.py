@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import subprocess
+import time
 
 from vmm.errors import BackendError, ConfigError
 from vmm.host.uplink import StreamUplink
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 #: Large frames are what make it fast, as it ends TCP itself; the kernel takes those of this size whole or not at all.
 MTU = 32768
 _READY_S = 10.0
+#: One that has just been killed keeps its ports a little longer than its socket.
+_DYING_S, _LOOK_S = 1.0, 0.02
+_IN_USE = "is the port in use? `ss -tulpn` shows by whom; ports below 1024 are root's"
 _SOCKET_BYTES = 1 << 20
 
 
@@ -64,9 +68,19 @@ def _ports(forwards: Sequence[Forward]) -> list[str]:
 
 def _run(command: list[str], fd: int) -> None:
     """Until passt is ready."""
+    given_up_s = time.monotonic() + _DYING_S
+    while said := _failure([*command, "--fd", str(fd)], fd):
+        fix = _fix(" ".join(said))
+        if fix is not _IN_USE or time.monotonic() > given_up_s:
+            raise BackendError(f"passt does not start: {said[-1]}", where="--net user", fix=fix)
+        time.sleep(_LOOK_S)
+
+
+def _failure(command: list[str], fd: int) -> list[str]:
+    """Start it; what it says if it fails."""
     try:
         done = subprocess.run(
-            [*command, "--fd", str(fd)], pass_fds=[fd], timeout=_READY_S, check=False,
+            command, pass_fds=[fd], timeout=_READY_S, check=False,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
     except OSError as error:
@@ -78,20 +92,17 @@ def _run(command: list[str], fd: int) -> None:
         ) from error
     except subprocess.TimeoutExpired as error:
         raise BackendError(f"passt is not ready after {_READY_S:.0f} seconds", where="--net user") from error
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").splitlines()
-        # What it says to a syslog that is not there is in its way.
-        said = [line for line in lines if line and "syslog" not in line and "root" not in line]
-        raise BackendError(
-            f"passt does not start: {said[-1] if said else f'code {done.returncode}'}",
-            where="--net user",
-            fix=_fix(" ".join(said)),
-        )
+    if not done.returncode:
+        return []
+    lines = done.stderr.decode(errors="replace").splitlines()
+    # What it says to a syslog that is not there is in its way.
+    said = [line for line in lines if line and "syslog" not in line and "root" not in line]
+    return said or [f"code {done.returncode}"]
 
 
 def _fix(said: str) -> str:
     if "bind" in said:
-        return "is the port in use? `ss -tulpn` shows by whom; ports below 1024 are root's"
+        return _IN_USE
     if "interface" in said or "routable" in said:
         return "the host needs an address and a default route itself: see `ip route`"
     return ""
