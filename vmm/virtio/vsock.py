@@ -82,15 +82,16 @@ class VsockDevice(VirtioDevice):
     # State.
 
     def state(self) -> State:
-        """As `VirtioDevice.state`: nothing, for connections end with the life in which they were made."""
-        return {}
+        """As `VirtioDevice.state`; connections end with the life in which they were made."""
+        knows_some = bool(self._streams or self._resets or self._event_owed or self._event_unread)
+        return {"cid": self._cid, "connected": knows_some}
 
-    def restore(self, _state: State) -> None:
-        """As `VirtioDevice.restore`: the driver, which knows connections of another life, is told that they are gone.
+    def restore(self, state: State) -> None:
+        """As `VirtioDevice.restore`: the driver, if it knows connections of another life, is told that they are gone.
 
-        It looks up its CID again, too.
+        It looks up its CID again then.
         """
-        self._event_owed = True
+        self._event_owed = state["connected"] or state["cid"] != self._cid
         self._rouse(EVENT)
 
     # The driver's life.

@@ -286,13 +286,31 @@ def test_a_reset_of_the_device_ends_all_connections(guest: Guest) -> None:
 
 
 def test_after_a_restore_the_driver_is_told_that_its_connections_are_gone(guest: Guest) -> None:
-    guest.rig.transport.core.device.restore({})
+    client, _ = guest.connected()
+    state = guest.device.state()
+    client.close()
+    guest.start()
+    guest.device.restore(state)
+    assert guest.device.state() == state, "until it has heard of it"
+    guest.settle()
+    assert guest.device.state() == state, "until it has heard of it"
+    assert guest.take_event() == struct.pack("<I", 0)
+
+
+def test_a_driver_that_knows_no_connections_is_told_nothing(guest: Guest) -> None:
+    guest.device.restore(guest.device.state())
+    guest.settle()
+    assert guest.take_event() == b""
+
+
+def test_a_driver_with_another_cid_is_told_to_look_it_up(guest: Guest) -> None:
+    guest.device.restore({"cid": CID + 1, "connected": False})
     guest.settle()
     assert guest.take_event() == struct.pack("<I", 0)
 
 
 def test_connections_wait_until_the_driver_has_read_that(guest: Guest) -> None:
-    guest.rig.transport.core.device.restore({})
+    guest.device.restore({"cid": CID, "connected": True})
     client = guest.client(b"CONNECT 5000\n")
     assert guest.receive() == []
     guest.kick(EVENT)
@@ -301,11 +319,6 @@ def test_connections_wait_until_the_driver_has_read_that(guest: Guest) -> None:
     guest.offer_event()
     assert ops(guest.receive()) == [Op.REQUEST]
     client.close()
-
-
-def test_a_state_is_empty(guest: Guest) -> None:
-    guest.connected()
-    assert guest.device.state() == {}
 
 
 # A hostile guest.
