@@ -229,6 +229,8 @@ class _Clones:
             for _ in range(_REHEARSALS):
                 agent.run(["true"], timeout_s=_TIMEOUT_S)
             agent.sync()
+            agent.close()
+            time.sleep(_SETTLE_S)
             _take("booted", self._snapshot)
         self._warm = kept.enter_context(Warm())
 
