@@ -136,6 +136,12 @@ def test_a_background_process_does_not_keep_a_command_from_ending(agent: Agent) 
     agent.run(["killall", "sleep"], timeout_s=60)
 
 
+def test_a_background_process_that_writes_for_ever_does_not_keep_a_command_from_ending(agent: Agent) -> None:
+    script = "yes & sleep 1; head -c 60000 /dev/zero >&2; exit 5"
+    done = agent.run(["sh", "-c", script], stdout=DISCARD, timeout_s=60)
+    assert (done.returncode, len(done.stderr)) == (5, 60_000)
+
+
 def test_several_at_once_do_not_disturb_each_other(agent: Agent) -> None:
     results: dict[int, bytes] = {}
 
@@ -188,6 +194,17 @@ def test_a_file_larger_than_wanted_is_not_taken(agent: Agent) -> None:
     with pytest.raises(AgentError, match="more than 1000 bytes"):
         agent.get("/dev/zero", target, size_max=1000, timeout_s=60)
     assert len(target.getvalue()) == 1000
+
+
+def test_others_do_not_wait_for_a_sync(agent: Agent) -> None:
+    agent.run(["dd", "if=/dev/zero", "of=/tmp/dirty", "bs=64k", "count=16"], timeout_s=60)
+    syncing = threading.Thread(target=agent.sync)
+    syncing.start()
+    time.sleep(0.02)  # it is asked first
+    agent.hello(timeout_s=20)
+    assert syncing.is_alive()
+    syncing.join(60)
+    assert not syncing.is_alive()
 
 
 def test_the_clock_is_set(agent: Agent) -> None:
