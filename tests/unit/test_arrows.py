@@ -69,8 +69,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     **{
         ("vmm.cli.net", f"vmm.host.net.{name}"): "networks are made without a machine"
         for name in (
-            *("capture", "create", "guests", "network", "networks", "nft", "persist", "physical", "shaping"),
-            *("status", "store", "transaction"),
+            *("capture", "create", "guests", "link", "network", "networks", "nft", "persist", "physical"),
+            *("shaping", "status", "store", "transaction"),
         )
     },
     ("vmm.cli.main", "vmm.kvm.assist.probe"): "which kind of host this is, is told without a machine",
