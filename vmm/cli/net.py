@@ -139,8 +139,14 @@ def _create_physical(name: str, options: Options, say: Callable[[str], None]) ->
     say(f"all goes back in {timeout_s:g} seconds, unless you run: sudo pyvmm net confirm {name}")
 
 
-def _confirm(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
-    network = networks.confirm(Store(), names[0])
+def _confirm(names: list[str], options: Options, say: Callable[[str], None]) -> None:
+    store = Store()
+    if options.has("dry-run"):
+        network, steps = networks.plan_confirmed(store, names[0])
+        _explain(steps)
+        sys.stdout.write(f"network {network.name}: would stay\n")
+        return
+    network = networks.confirm(store, names[0])
     sys.stdout.write(f"network {network.name}: stays\n")
     if isinstance(network, Physical) and network.persist:
         for path in Persistence(network).others():
@@ -298,7 +304,7 @@ def _json(document: dict[str, Any]) -> str:
 #: Each verb's operands (those in brackets may be missing), its options, and what does it.
 _VERBS: dict[str, tuple[str, tuple[Option, ...], Callable[[list[str], Options, Callable[[str], None]], None]]] = {
     "create": ("NAME", (*_NAT, *_PHYSICAL, _DRY), _create),
-    "confirm": ("NAME", (), _confirm),
+    "confirm": ("NAME", (_DRY,), _confirm),
     "list": ("", (_FORMAT,), _list),
     "show": ("NAME", (_FORMAT,), _show),
     "attach": (
