@@ -9,15 +9,13 @@ import pytest
 
 from tests.conftest import required
 from tests.guest.linux import Image, LinuxGuest
+from vmm.cache import cache_directory
 
 Start = Callable[..., LinuxGuest]
 
 
 def _image(name: str) -> Image:
-    cached = os.environ.get("PYVMM_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm"
-    )
-    directory = os.path.realpath(os.path.join(cached, "images", name))
+    directory = os.path.realpath(os.path.join(cache_directory(), "images", name))
     if not os.path.exists(os.path.join(directory, "manifest.json")):
         reason = f"no {directory}: build it with images/{name}/build"
         (pytest.fail if "guest" in required() else pytest.skip)(reason)

@@ -15,7 +15,7 @@ import vmm
 
 ROOT = os.path.dirname(vmm.__file__)
 
-FACTS = {"errors", "irq", "layout", "outcome", "regs", "state", "trace"}  # import nothing of ours
+FACTS = {"cache", "errors", "irq", "layout", "outcome", "regs", "state", "trace"}  # import nothing of ours
 VALUES = FACTS | {"config", "mac"}
 MECHANISMS = {"bus", "eventloop", "host", "memory"}
 ROOMS = {"boot", "devices", "kvm", "virtio"}

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 
+from vmm.cache import cache_directory
 from vmm.config import parse_disk, parse_net, parse_size
 from vmm.errors import ConfigError
 from vmm.testing import images
@@ -100,7 +101,7 @@ def _escaped(path: str) -> str:
 
 def _empty(size: int) -> str:
     """An empty image of *size* bytes, which all that want one share."""
-    path = os.path.join(images.cache_directory(), "testing", f"empty-{size}.img")
+    path = os.path.join(cache_directory(), "testing", f"empty-{size}.img")
     if not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         new = f"{path}.{os.getpid()}"
