@@ -161,11 +161,11 @@ def run_directory() -> Iterator[str]:
 
 
 @pytest.fixture
-def no_others(run_directory: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The test's VMs are apart from those of all tests."""
+def no_others(run_directory: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where the test's VMs are, apart from those of all tests."""
     with tempfile.TemporaryDirectory(prefix="only-", dir=run_directory) as directory:
         monkeypatch.setenv("PYVMM_RUN", directory)
-        yield
+        yield directory
 
 
 @pytest.fixture(autouse=True)

@@ -261,21 +261,13 @@ def test_pyvmm_exec_passes_streams_and_status(path: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (9, b"through\n", b"bad\n")
 
 
-@pytest.fixture
-def running(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> str:
-    """Where VMs of this test are registered."""
-    directory = os.path.join(tmp_path, "run")
-    monkeypatch.setenv("PYVMM_RUN", directory)
-    return directory
-
-
 def test_the_agent_answers_in_every_life_of_its_guest(
-    micro: Image, start: Start, running: str, tmp_path: os.PathLike[str]
+    no_others: str, micro: Image, start: Start, tmp_path: os.PathLike[str]
 ) -> None:
     root, snapshot = micro.copy_root(os.path.join(tmp_path, "root.img")), os.path.join(tmp_path, "snapshot")
     disk = ("-d", f"{root},readonly")
     start("-k", micro.kernel(), "-m", "128M", "-a", "quiet", *disk, "--name", "first", "--vsock", "auto")
-    while not os.path.exists(path := os.path.join(running, "first", "vsock.sock")):
+    while not os.path.exists(path := os.path.join(no_others, "first", "vsock.sock")):
         time.sleep(0.05)
     agent = Agent(path, patience_s=BOOT_S)
     agent.hello(timeout_s=BOOT_S)
@@ -298,7 +290,7 @@ def test_the_agent_answers_in_every_life_of_its_guest(
     assert lost, "its end was not told"
 
     start("restore", snapshot, "--name", "again")
-    while not os.path.exists(path := os.path.join(running, "again", "vsock.sock")):
+    while not os.path.exists(path := os.path.join(no_others, "again", "vsock.sock")):
         time.sleep(0.05)
     again = Agent(path, patience_s=60)
     again.hello(timeout_s=60)
@@ -319,7 +311,7 @@ def test_the_agent_answers_in_every_life_of_its_guest(
     os.close(stdout)
 
 
-def test_stop_has_the_agent_power_the_guest_off(micro: Image, start: Start, running: str) -> None:
+def test_stop_has_the_agent_power_the_guest_off(no_others: str, micro: Image, start: Start) -> None:
     guest = start(
         "-k", micro.kernel(), "-i", micro.initrd, "-m", "128M", "-a", "quiet", "--name", "one", "--vsock", "auto"
     )
@@ -327,7 +319,7 @@ def test_stop_has_the_agent_power_the_guest_off(micro: Image, start: Start, runn
     done = subprocess.run([PYVMM, "stop", "one"], capture_output=True, timeout=60, check=True)
     assert (done.stdout, done.stderr) == (b"", b"")
     assert guest.finish() == 0
-    assert os.listdir(running) == []
+    assert os.listdir(no_others) == []
 
 
 @pytest.mark.slow
