@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.conftest import required
-from tests.guest.linux import Image, LinuxGuest
-from vmm.api.place import cache_directory
+from tests.fakes.host import public_directory
+from tests.guest.linux import MIB, Image, LinuxGuest, make_disk
+from vmm.cache import cache_directory
 
 Start = Callable[..., LinuxGuest]
 
@@ -52,6 +53,20 @@ def start() -> Iterator[Start]:
 def root(micro: Image, tmp_path: os.PathLike[str]) -> str:
     """A root disk of the test's own."""
     return micro.copy_root(os.path.join(tmp_path, "root.img"))
+
+
+@pytest.fixture(scope="module")
+def user_directory() -> Iterator[str]:
+    """One of an ordinary user's own."""
+    with public_directory() as made:
+        os.chown(made, 65534, 65534)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def user_disk(user_directory: str) -> str:
+    """What guests of an ordinary user send each other, as a disk of 20 MiB."""
+    return make_disk(os.path.join(user_directory, "data.img"), 20 * MIB)
 
 
 @pytest.fixture(scope="session")

@@ -136,6 +136,12 @@ def test_a_background_process_does_not_keep_a_command_from_ending(agent: Agent) 
     agent.run(["killall", "sleep"], timeout_s=60)
 
 
+def test_a_background_process_that_writes_for_ever_does_not_keep_a_command_from_ending(agent: Agent) -> None:
+    script = "yes & sleep 1; head -c 60000 /dev/zero >&2; exit 5"
+    done = agent.run(["sh", "-c", script], stdout=DISCARD, timeout_s=60)
+    assert (done.returncode, len(done.stderr)) == (5, 60_000)
+
+
 def test_several_at_once_do_not_disturb_each_other(agent: Agent) -> None:
     results: dict[int, bytes] = {}
 
@@ -188,6 +194,17 @@ def test_a_file_larger_than_wanted_is_not_taken(agent: Agent) -> None:
     with pytest.raises(AgentError, match="more than 1000 bytes"):
         agent.get("/dev/zero", target, size_max=1000, timeout_s=60)
     assert len(target.getvalue()) == 1000
+
+
+def test_others_do_not_wait_for_a_sync(agent: Agent) -> None:
+    agent.run(["dd", "if=/dev/zero", "of=/tmp/dirty", "bs=64k", "count=16"], timeout_s=60)
+    syncing = threading.Thread(target=agent.sync)
+    syncing.start()
+    time.sleep(0.02)  # it is asked first
+    agent.hello(timeout_s=20)
+    assert syncing.is_alive()
+    syncing.join(60)
+    assert not syncing.is_alive()
 
 
 def test_the_clock_is_set(agent: Agent) -> None:
@@ -244,21 +261,13 @@ def test_pyvmm_exec_passes_streams_and_status(path: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (9, b"through\n", b"bad\n")
 
 
-@pytest.fixture
-def running(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> str:
-    """Where VMs of this test are registered."""
-    directory = os.path.join(tmp_path, "run")
-    monkeypatch.setenv("PYVMM_RUN", directory)
-    return directory
-
-
 def test_the_agent_answers_in_every_life_of_its_guest(
-    micro: Image, start: Start, running: str, tmp_path: os.PathLike[str]
+    no_others: str, micro: Image, start: Start, tmp_path: os.PathLike[str]
 ) -> None:
     root, snapshot = micro.copy_root(os.path.join(tmp_path, "root.img")), os.path.join(tmp_path, "snapshot")
     disk = ("-d", f"{root},readonly")
     start("-k", micro.kernel(), "-m", "128M", "-a", "quiet", *disk, "--name", "first", "--vsock", "auto")
-    while not os.path.exists(path := os.path.join(running, "first", "vsock.sock")):
+    while not os.path.exists(path := os.path.join(no_others, "first", "vsock.sock")):
         time.sleep(0.05)
     agent = Agent(path, patience_s=BOOT_S)
     agent.hello(timeout_s=BOOT_S)
@@ -281,7 +290,7 @@ def test_the_agent_answers_in_every_life_of_its_guest(
     assert lost, "its end was not told"
 
     start("restore", snapshot, "--name", "again")
-    while not os.path.exists(path := os.path.join(running, "again", "vsock.sock")):
+    while not os.path.exists(path := os.path.join(no_others, "again", "vsock.sock")):
         time.sleep(0.05)
     again = Agent(path, patience_s=60)
     again.hello(timeout_s=60)
@@ -302,7 +311,7 @@ def test_the_agent_answers_in_every_life_of_its_guest(
     os.close(stdout)
 
 
-def test_stop_has_the_agent_power_the_guest_off(micro: Image, start: Start, running: str) -> None:
+def test_stop_has_the_agent_power_the_guest_off(no_others: str, micro: Image, start: Start) -> None:
     guest = start(
         "-k", micro.kernel(), "-i", micro.initrd, "-m", "128M", "-a", "quiet", "--name", "one", "--vsock", "auto"
     )
@@ -310,7 +319,7 @@ def test_stop_has_the_agent_power_the_guest_off(micro: Image, start: Start, runn
     done = subprocess.run([PYVMM, "stop", "one"], capture_output=True, timeout=60, check=True)
     assert (done.stdout, done.stderr) == (b"", b"")
     assert guest.finish() == 0
-    assert os.listdir(running) == []
+    assert os.listdir(no_others) == []
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fakes.host import KVM_FOR_ALL, NOBODY, public_directory
-from tests.guest.linux import MIB, Image, LinuxGuest, make_disk
+from tests.fakes.host import KVM_FOR_ALL, NOBODY
+from tests.guest.linux import Image, LinuxGuest
 from tests.guest.transfer import end_serving, fetch, serve
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
@@ -18,28 +18,14 @@ Pair = dict[str, LinuxGuest]
 
 
 @pytest.fixture(scope="module")
-def directory() -> Iterator[str]:
-    """The user's own."""
-    with public_directory() as made:
-        os.chown(made, 65534, 65534)
-        yield made
-
-
-@pytest.fixture(scope="module")
-def disk(directory: str) -> str:
-    """What the first guest sends."""
-    return make_disk(os.path.join(directory, "data.img"), 20 * MIB)
-
-
-@pytest.fixture(scope="module")
-def pair(micro: Image, directory: str, disk: str) -> Iterator[Pair]:
+def pair(micro: Image, user_directory: str, user_disk: str) -> Iterator[Pair]:
     """Guests by name, each with the address that it asked for; the first has the disk."""
-    kernel, initrd = (shutil.copy(path, directory) for path in (micro.kernel(), micro.initrd))
+    kernel, initrd = (shutil.copy(path, user_directory) for path in (micro.kernel(), micro.initrd))
     pair = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", directory)
-        patch.setenv("PYVMM_CACHE", os.path.join(directory, "none"))
-        for name, more in zip(("db", "web"), (("-d", f"{disk},readonly"), ()), strict=True):
+        patch.setenv("XDG_RUNTIME_DIR", user_directory)
+        patch.setenv("PYVMM_CACHE", os.path.join(user_directory, "none"))
+        for name, more in zip(("db", "web"), (("-d", f"{user_disk},readonly"), ()), strict=True):
             pair[name] = LinuxGuest(
                 "-k", kernel, "-i", initrd, "-m", "128M", "-n", f"lan=lab,name={name}", *more, "-a", "quiet root=",
                 before=(*KVM_FOR_ALL, *NOBODY),
@@ -66,7 +52,7 @@ def test_they_find_each_other_by_name(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("size_mib", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_mib_from_guest_to_guest(pair: Pair, disk: str, size_mib: int) -> None:
+def test_mib_from_guest_to_guest(pair: Pair, user_disk: str, size_mib: int) -> None:
     serve(pair["db"], size_mib)
-    fetch(pair["web"], "http://db/data", disk, size_mib)
+    fetch(pair["web"], "http://db/data", user_disk, size_mib)
     end_serving(pair["db"])

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .namespace import await_carrier, await_own_address, ip, network_namespace, sysctl
+from tests.waiting import until
+
+from .namespace import await_carrier, await_own_address, ip, links, network_namespace, sysctl
 
 #: Prints what it was given, and uses it.
 _LEASE_SCRIPT = """\
@@ -125,9 +127,11 @@ def host(directory: str) -> Iterator[Host]:
 
 
 def state(host_: Host) -> dict[str, Any]:
-    """All of the host's network that a person could look at, once its uplink has come to rest."""
-    if sysctl("net/ipv6/conf/up0/disable_ipv6") == "0":
-        await_own_address("up0")
+    """All of the host's network that a person could look at, once its uplinks have come to rest."""
+    for device in links():
+        if device.startswith("up") and sysctl(f"net/ipv6/conf/{device}/disable_ipv6") == "0":
+            await_own_address(device)
+    until(lambda: not ip("-6 address show tentative"))
     return {
         "links": _sorted(_ip("-details link show")),
         "addresses": _sorted(_ip("address show")),

@@ -87,13 +87,6 @@ def root() -> str:
     return path
 
 
-def cache_directory() -> str:
-    """Where pyvmm keeps what it can make again: $PYVMM_CACHE, or `pyvmm` in the user's cache directory."""
-    return os.environ.get("PYVMM_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm"
-    )
-
-
 def directory(name: str) -> str:
     """The directory of the VM *name*, which need not run.
 

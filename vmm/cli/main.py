@@ -9,6 +9,7 @@ import sys
 import time
 
 from vmm import __version__, outcome
+from vmm.cache import cache_directory
 from vmm.cli.options import Option, Options, parse
 from vmm.config import (
     BOOT_PROTOCOLS,
@@ -253,7 +254,7 @@ def run_here(
 
     *host* is this one's kind, where that is known already.
     """
-    from vmm.api.place import cache_directory, claim
+    from vmm.api.place import claim
     from vmm.kvm.assist.probe import host_kind
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -272,7 +273,6 @@ def _run_at(  # noqa: PLR0917
     started: Started,
     snapshot: Snapshot | None,
 ) -> int:
-    from vmm.api.place import cache_directory
     from vmm.session import Session
 
     session = Session(

@@ -20,8 +20,9 @@ from importlib import import_module
 from tempfile import TemporaryDirectory
 
 from vmm.api.control import described
-from vmm.api.place import LOG, cache_directory
+from vmm.api.place import LOG
 from vmm.api.warm import KEEP, MESSAGE_MAX
+from vmm.cache import cache_directory
 from vmm.cli.main import ENDING_SIGNALS, OPTIONS, booted, failed
 from vmm.cli.options import Options, parse
 from vmm.cli.snapshot import restored

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 
-from vmm.api.place import cache_directory
+from vmm.cache import cache_directory
 from vmm.errors import ConfigError
 
 DEFAULT = "micro"

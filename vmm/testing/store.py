@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 import vmm
-from vmm.api.place import cache_directory
+from vmm.cache import cache_directory
 from vmm.config import parse_disk
 from vmm.errors import ConfigError
 from vmm.testing.config import Config

@@ -122,12 +122,27 @@ def confirm(store: Store, name: str) -> Network:
     """
     with store.locked():
         record = _finished(store, name)
-        network = record.network
-        if isinstance(network, Physical) and record.persist:
-            network = replace(network, persist=record.persist)
-            apply([Persistence(network)], f"confirm network {name}")
+        network, steps = _confirmed(record)
+        apply(steps, f"confirm network {name}")
         write_record(store, Record(network, "ready", boot=record.boot))
         return network
+
+
+def plan_confirmed(store: Store, name: str) -> tuple[Network, list[Step]]:
+    """The network *name* as it is after its trial, and what is made for that.
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    return _confirmed(_finished(store, name))
+
+
+def _confirmed(record: Record) -> tuple[Network, list[Step]]:
+    network = record.network
+    if not (isinstance(network, Physical) and record.persist):
+        return network, []
+    network = replace(network, persist=record.persist)
+    return network, [Persistence(network)]
 
 
 def is_on_trial(store: Store, name: str, token: str) -> bool:
