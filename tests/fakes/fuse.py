@@ -58,14 +58,14 @@ class FuseFile:
     def __init__(self, size: int) -> None:
         self.log: list[tuple[int, bytes] | None] = []
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        self._connection, other = Pipe()
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(device), str(other.fileno()), str(size)],
-            pass_fds=(device, other.fileno()),
-        )
-        other.close()
         try:
-            self._mount = _mount(device)
+            self._mount = _mount(device)  # before there is a server: it could read nothing yet
+            self._connection, other = Pipe()
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(device), str(other.fileno()), str(size)],
+                pass_fds=(device, other.fileno()),
+            )
+            other.close()
         finally:
             os.close(device)
         self.path = f"/proc/self/fd/{self._mount}"
