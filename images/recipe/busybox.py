@@ -37,7 +37,7 @@ TOOLS = {
     LIBC: "musl-dev",
     "/usr/include/linux/types.h": "linux-libc-dev",
 }
-MAKE_LINES = 900  # what make prints for the whole build: for the progress display only
+MAKE_LINES = 630  # what make prints for the whole build: for the progress display only
 
 
 class Busybox:
