@@ -6,7 +6,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from . import guest
+from . import busybox, guest
 from .cache import Artefact
 from .debian import Package, check_tools
 from .errors import RecipeError
@@ -25,14 +25,14 @@ MODULES = (
 
 
 class Cloud:
-    """The packages that the image is made from."""
+    """The kernel package and the busybox that the image is made from."""
 
     def prepare(self) -> Artefact:
-        check_tools(guest.TOOLS)
+        check_tools(busybox.TOOLS | guest.TOOLS)
         self._kernel = _real_kernel(Package(KERNEL_PACKAGE))
-        self._busybox = Package("busybox-static")
-        packages = {package.name: package.version for package in (self._kernel, self._busybox)}
-        return Artefact("debian", {"packages": packages, "modules": MODULES, "files": guest.inputs()})
+        self._busybox = busybox.Busybox()
+        inputs: dict[str, Any] = {"packages": {self._kernel.name: self._kernel.version}, "modules": MODULES}
+        return Artefact("debian", inputs | {"busybox": self._busybox.inputs, "files": guest.inputs()})
 
     def make(self, artefact: Artefact, progress: Progress) -> str:
         def build_image(build: Build) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Cloud:
             shutil.copy(os.path.join(unpacked, "boot", f"vmlinuz-{release}"), os.path.join(build.out, "vmlinuz"))
             shutil.copy(os.path.join(unpacked, "boot", f"config-{release}"), os.path.join(build.out, "kernel.config"))
             modules = ModuleDirectory(os.path.join(unpacked, "lib/modules", release)).with_dependencies(MODULES)
-            userland = guest.Userland("debian", self._busybox, build)
+            userland = guest.Userland("debian", self._busybox.ensure(progress), build)
             write_disks(userland, modules, build)
             return {
                 "kernel": ["vmlinuz"],

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm.cache import cache_directory
@@ -13,7 +14,11 @@ from vmm.cache import cache_directory
 from .errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .build import Build
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def check_tools(tools: dict[str, str]) -> None:
@@ -44,23 +49,15 @@ class Package:
         self.version = fields["Version"]
         self.size_bytes = int(fields["Size"])
         self.depends = [item.split()[0] for item in fields.get("Depends", "").split(", ") if item]
+        source = fields.get("Source", name).split()  # with its version in brackets, where that is another one
+        self.source = SourcePackage(source[0], source[1].strip("()") if source[1:] else self.version)
         self._file = os.path.basename(fields["Filename"])
 
     def fetch(self, build: Build) -> str:
         """Downloads the package into the cache unless it is there, and returns its path."""
-        directory = os.path.join(cache_directory(), "packages")
-        path = os.path.join(directory, self._file)
-        os.makedirs(directory, exist_ok=True)
-        with open(os.path.join(directory, f".lock-{self.name}"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not os.path.exists(path):
-                self._download(path, build)
-        return path
+        return _cached(self.name, self._file, lambda partial: self._download(partial, build))
 
-    def _download(self, path: str, build: Build) -> None:
-        partial = f"{path}.d"
-        os.makedirs(partial, exist_ok=True)
-
+    def _download(self, partial: str, build: Build) -> str:
         def detail(_lines: int) -> str:
             done = sum(entry.stat().st_size for entry in os.scandir(partial))
             return f"{done >> 20}/{self.size_bytes >> 20} MiB"
@@ -68,13 +65,104 @@ class Package:
         with build.progress.stage(f"download {self.name} {self.version}"):
             command = ["apt-get", "-o", "APT::Sandbox::User=root", "download", f"{self.name}={self.version}"]
             build.run(command, cwd=partial, detail=detail)
-            (file,) = (entry for entry in os.listdir(partial) if entry.endswith(".deb"))
-            os.rename(os.path.join(partial, file), path)
-        shutil.rmtree(partial)
+        (file,) = (entry for entry in os.listdir(partial) if entry.endswith(".deb"))
+        return os.path.join(partial, file)
 
     def extract(self, directory: str, build: Build) -> None:
         """Unpacks the package's files, fetched if need be, under `directory`."""
         build.run(["dpkg-deb", "-x", self.fetch(build), directory])
+
+
+@dataclass(frozen=True)
+class SourcePackage:
+    """What a package is built from: the archive as upstream made it, and Debian's changes."""
+
+    name: str
+    version: str
+
+    def fetch(self, build: Build) -> str:
+        """Downloads the source package into the cache unless it is there, and returns the directory with its files."""
+        directory = f"{self.name}_{self.version.rpartition(':')[2]}"
+        return _cached(f"{self.name}-source", directory, lambda partial: self._download(partial, build))
+
+    def _download(self, partial: str, build: Build) -> str:
+        """With a list of sources of its own: the machine's need not have them, and may be another user's."""
+        with build.progress.stage(f"download the source of {self.name} {self.version}"):
+            apt_get = ["apt-get", "-c", _source_apt(os.path.join(build.work, "apt"))]
+            build.run([*apt_get, "update", "--error-on=any"])
+            build.run([*apt_get, "source", "--download-only", f"{self.name}={self.version}"], cwd=partial)
+        return partial
+
+    def extract(self, directory: str, build: Build) -> None:
+        """Unpacks the source, fetched if need be, into `directory`, which is new, with Debian's patches applied."""
+        files = self.fetch(build)
+        os.makedirs(directory)
+        for part, strip in ((".orig.tar.", 1), (".debian.tar.", 0)):
+            (archive,) = (file for file in os.listdir(files) if part in file)
+            build.run(["tar", "-xf", os.path.join(files, archive), "-C", directory, f"--strip-components={strip}"])
+        patches = os.path.join(directory, "debian", "patches")
+        with open(os.path.join(patches, "series")) as series:
+            for line in series:
+                if line.strip() and not line.startswith("#"):
+                    build.run(["patch", "-p1", "-i", os.path.join(patches, line.strip())], cwd=directory)
+
+
+def _cached(name: str, entry: str, download: Callable[[str], str]) -> str:
+    """The path of `entry` among the packages of the cache.
+
+    If it is not there, `download` gets a directory to work in, where an interrupted run's files still are, and returns
+    the path of what becomes the entry.
+    """
+    directory = os.path.join(cache_directory(), "packages")
+    path = os.path.join(directory, entry)
+    partial = f"{path}.d"
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, f".lock-{name}"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(path):
+            os.makedirs(partial, exist_ok=True)
+            os.rename(download(partial), path)
+            shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def _source_apt(directory: str) -> str:
+    """Writes a configuration for apt-get with `directory` for all its files; its path.
+
+    It knows the sources of Debian's archive, from where the machine has its packages.
+    """
+    os.makedirs(os.path.join(directory, "lists", "partial"), exist_ok=True)
+    sources = os.path.join(directory, "sources.list")
+    with open(sources, "w") as file:
+        options = f"[signed-by={KEYRING} target=Sources]"
+        file.writelines(f"deb-src {options} {uri} {suite} main\n" for uri, suite in _debian_archives())
+    path = os.path.join(directory, "apt.conf")
+    with open(path, "w") as file:
+        file.write(
+            "#clear APT::Update;\n"  # what is to run after an update of the machine's lists
+            f'Dir::Etc::SourceList "{sources}";\n'
+            'Dir::Etc::SourceParts "/dev/null";\n'
+            f'Dir::State::Lists "{directory}/lists";\n'
+            f'Dir::Cache "{directory}";\n'
+            'APT::Sandbox::User "root";\n'
+            'Acquire::Check-Valid-Until "false";\n'  # as the version is given, old lists cannot give an older one
+        )
+    return path
+
+
+def _debian_archives() -> list[tuple[str, str]]:
+    """URI and suite of each source of Debian's packages that apt is configured with."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"]
+    command += ["Identifier: Packages", "Origin: Debian", "Component: main"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    targets = dict.fromkeys(line.rpartition(" ")[::2] for line in listing.splitlines())
+    archives = [target for target in targets if not target[0].startswith("cdrom:")]
+    if not archives:
+        raise RecipeError(
+            "apt has no packages from Debian's archive (Origin: Debian), so that it cannot have sources from there\n"
+            "  fix: an entry for Debian 12 in /etc/apt/sources.list, and sudo apt-get update"
+        )
+    return archives
 
 
 def _show(name: str) -> dict[str, str]:

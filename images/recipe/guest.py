@@ -1,9 +1,8 @@
-"""The userland of the guests: Debian's static busybox, and the programs under images/guest/."""
+"""The userland of the guests: busybox, and the programs under images/guest/."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 from typing import TYPE_CHECKING
 
 from .cache import sha256_file
@@ -11,7 +10,6 @@ from .tree import Tree
 
 if TYPE_CHECKING:
     from .build import Build
-    from .debian import Package
 
 RECIPE = os.path.dirname(__file__)
 SOURCES = os.path.join(os.path.dirname(RECIPE), "guest")
@@ -37,16 +35,11 @@ def inputs() -> dict[str, str]:
 class Userland:
     """busybox and the compiled programs, ready to be laid out as an initrd or a root disk."""
 
-    def __init__(self, hostname: str, busybox: Package, build: Build) -> None:
+    def __init__(self, hostname: str, busybox: str, build: Build) -> None:
+        """`busybox` is the artefact's directory."""
         self._hostname = hostname
-        unpacked = os.path.join(build.work, "busybox")
-        busybox.extract(unpacked, build)
-        program = next(
-            path for path in (f"{unpacked}/bin/busybox", f"{unpacked}/usr/bin/busybox") if os.path.exists(path)
-        )
-        self._busybox = _read(program)
-        listing = subprocess.run([program, "--list-full"], capture_output=True, text=True, check=True)
-        self._applets = listing.stdout.split()
+        self._busybox = _read(os.path.join(busybox, "busybox"))
+        self._applets = _read(os.path.join(busybox, "applets")).decode().split()
         self._init = _compile(SOURCES, "init", [*COMMON, *BARE], build)
         self._bench = _compile(SOURCES, "bench-syscalls", COMMON, build)
         self._agent = _compile(AGENT, "agent", [*COMMON, *BARE], build)

@@ -8,7 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 from .cache import Artefact
-from .errors import RecipeError
+from .kconfig import check_config, read_config
 
 if TYPE_CHECKING:
     from .build import Build
@@ -41,39 +41,11 @@ ARCHIVE_CHECKPOINTS = 133  # of 1000 records, in the source archive
 MAKE_LINES = 1580  # what make prints for the whole build: for the progress display only
 
 
-def parse_config(text: str) -> dict[str, str]:
-    """Options and values of a kernel configuration; an option that `is not set` has the value `n`."""
-    options = {}
-    for line in map(str.strip, text.splitlines()):
-        if line.startswith("CONFIG_"):
-            name, _, value = line.partition("=")
-            options[name] = value
-        elif line.startswith("# CONFIG_") and line.endswith(" is not set"):
-            options[line.split()[1]] = "n"
-    return options
-
-
-def check_config(wanted: dict[str, str], result: dict[str, str]) -> None:
-    """Raises: RecipeError naming every option that did not come out as wanted."""
-    wrong = [
-        f"  {name}: wanted {value}, is {result.get(name, 'n')}"
-        for name, value in wanted.items()
-        if result.get(name, "n") != value
-    ]
-    if wrong:
-        raise RecipeError(
-            "these options of kernel.config did not come out as written; their dependencies say why:\n"
-            + "\n".join(wrong)
-        )
-
-
 def kernel_artefact(source: Package) -> Artefact:
     """The artefact `micro-kernel`: vmlinux, bzImage and kernel.config."""
-    with open(FRAGMENT) as file:
-        wanted = parse_config(file.read())
     compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     inputs: dict[str, Any] = {
-        "config": wanted,
+        "config": read_config(FRAGMENT),
         "packages": {source.name: source.version},
         "compiler": compiler,
         "make": MAKE_VARIABLES,
@@ -124,5 +96,5 @@ def _unpack(source: Package, tree: str, build: Build) -> None:
 def _configure(tree: str, build: Build) -> None:
     with build.progress.stage("configure the kernel"):
         build.run(["make", f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], cwd=tree)
-        with open(FRAGMENT) as wanted, open(os.path.join(tree, ".config")) as result:
-            check_config(parse_config(wanted.read()), parse_config(result.read()))
+        result = read_config(os.path.join(tree, ".config"))
+        check_config(read_config(FRAGMENT), result, os.path.basename(FRAGMENT))

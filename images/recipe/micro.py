@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import guest, kernel
+from . import busybox, guest, kernel
 from .cache import Artefact
 from .debian import Package, check_tools
 from .image import APPEND, run_recipe, write_disks
@@ -16,23 +16,22 @@ if TYPE_CHECKING:
 
 
 class Micro:
-    """The packages and the kernel artefact that the image is made from."""
+    """The kernel and the busybox that the image is made from."""
 
     def prepare(self) -> Artefact:
-        check_tools(kernel.TOOLS | guest.TOOLS)
-        self._source = Package(kernel.SOURCE_PACKAGE)
-        self._busybox = Package("busybox-static")
-        self._kernel = kernel.kernel_artefact(self._source)
-        packages = {package.name: package.version for package in (self._source, self._busybox)}
-        inputs = {"kernel": self._kernel.inputs, "packages": packages, "files": guest.inputs()}
+        check_tools(kernel.TOOLS | busybox.TOOLS | guest.TOOLS)
+        self._kernel_source = Package(kernel.SOURCE_PACKAGE)
+        self._kernel = kernel.kernel_artefact(self._kernel_source)
+        self._busybox = busybox.Busybox()
+        inputs = {"kernel": self._kernel.inputs, "busybox": self._busybox.inputs, "files": guest.inputs()}
         return Artefact("micro", inputs)
 
     def make(self, artefact: Artefact, progress: Progress) -> str:
         def build_image(build: Build) -> dict[str, Any]:
-            built = self._kernel.ensure(progress, lambda build: kernel.build_kernel(self._source, build))
+            built = self._kernel.ensure(progress, lambda build: kernel.build_kernel(self._kernel_source, build))
             for name in ("vmlinux", "bzImage", "kernel.config"):
                 _link(os.path.join(built, name), os.path.join(build.out, name))
-            userland = guest.Userland("micro", self._busybox, build)
+            userland = guest.Userland("micro", self._busybox.ensure(progress), build)
             write_disks(userland, {}, build)
             return {"kernel": ["vmlinux", "bzImage"], "initrd": "initrd.cpio", "root": "root.img", "append": APPEND}
 

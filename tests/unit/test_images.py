@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from images.recipe import debian, kernel
+from images.recipe import busybox, debian, guest, kernel
 from images.recipe.build import Build
 from images.recipe.cache import Artefact
 from images.recipe.cpio import write_cpio
 from images.recipe.errors import RecipeError
 from images.recipe.ext4 import write_ext4
+from images.recipe.kconfig import check_config, parse_config, read_config
 from images.recipe.modules import ModuleDirectory, unsigned
 from images.recipe.progress import Progress
 from images.recipe.tree import Tree
@@ -98,17 +99,18 @@ def test_ext4_is_clean_owned_by_root_and_reproducible(tree: Tree, tmp_path: Path
 
 
 def test_config_check_names_every_option_that_came_out_wrong() -> None:
-    wanted = kernel.parse_config("# about A\nCONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=8\n")
-    kernel.check_config(wanted, {"CONFIG_A": "y", "CONFIG_C": "8", "CONFIG_D": "y"})
+    wanted = parse_config("# about A\nCONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=8\n")
+    check_config(wanted, {"CONFIG_A": "y", "CONFIG_C": "8", "CONFIG_D": "y"}, "the.config")
     with pytest.raises(RecipeError) as raised:
-        kernel.check_config(wanted, {"CONFIG_B": "y", "CONFIG_C": "8"})
+        check_config(wanted, {"CONFIG_B": "y", "CONFIG_C": "8"}, "the.config")
+    assert "options of the.config" in str(raised.value)
     assert "CONFIG_A: wanted y, is n" in str(raised.value)
     assert "CONFIG_B: wanted n, is y" in str(raised.value)
     assert "CONFIG_C" not in str(raised.value)
 
 
 def test_the_fragment_keeps_what_the_tests_rely_on() -> None:
-    fragment = kernel.parse_config(Path(kernel.FRAGMENT).read_text())
+    fragment = read_config(kernel.FRAGMENT)
     assert fragment["CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES"] == "n"
     assert fragment["CONFIG_PVH"] == fragment["CONFIG_ACPI"] == fragment["CONFIG_RANDOMIZE_BASE"] == "y"
 
@@ -226,9 +228,7 @@ def test_missing_tool_is_named_with_its_package() -> None:
 
 def test_every_tool_is_in_the_package_list() -> None:
     listed = Path(kernel.__file__).parents[1].joinpath("packages.txt").read_text().split("\n")
-    from images.recipe import guest
-
-    assert set((kernel.TOOLS | guest.TOOLS).values()) <= set(listed)
+    assert set((kernel.TOOLS | busybox.TOOLS | guest.TOOLS).values()) <= set(listed)
 
 
 def test_progress_prints_a_line_per_stage_when_not_on_a_terminal() -> None:
