@@ -1,13 +1,15 @@
-"""Guests for the tests in this directory. A boot is dear: what does not disturb the others shares one."""
+"""Guests for the tests in this directory. A boot is dear: what is not about booting goes on from a snapshot of one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
 from tests.conftest import required
+from tests.guest.booted import Booted, boot_large, boot_small
 from tests.guest.linux import Image, LinuxGuest
 
 Start = Callable[..., LinuxGuest]
@@ -57,14 +59,26 @@ def root(micro: Image, tmp_path: os.PathLike[str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def guest(micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinuxGuest]:
-    """A guest with two CPUs that everybody shares: leave it as you found it, at its prompt."""
-    root = micro.copy_root(os.path.join(tmp_path_factory.mktemp("shared"), "root.img"))
-    machine = LinuxGuest(
-        "--kernel", micro.kernel(), "--cpus", "2", "--memory", "256M", "--append", "quiet", "--disk", root
-    )
-    try:
-        machine.wait_for_prompt()
+def run_of_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory of all processes of this run."""
+    own = tmp_path_factory.getbasetemp()
+    return str(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+
+
+@pytest.fixture(scope="session")
+def small(micro: Image, run_of_tests: str) -> Booted:
+    """As `boot_small`."""
+    return boot_small(micro, run_of_tests)
+
+
+@pytest.fixture(scope="session")
+def large(micro: Image, run_of_tests: str) -> Booted:
+    """As `boot_large`."""
+    return boot_large(micro, run_of_tests)
+
+
+@pytest.fixture(scope="module")
+def guest(large: Booted) -> Iterator[LinuxGuest]:
+    """One with two CPUs that the tests of a file share: leave it as you found it, at its prompt."""
+    with closing(large.go_on()) as machine:
         yield machine
-    finally:
-        machine.close()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.server
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
-from tests.guest.linux import MIB, Image, LinuxGuest, make_disk, sha256
+from tests.guest.booted import DISK_SIZE, PROBE, Booted
+from tests.guest.linux import MIB, LinuxGuest, make_disk, sha256
 from tests.guest.transfer import TRANSFER_S, end_serving, fetch_here, serve
 from tests.net.namespace import ip, links, network_namespace
 
@@ -16,7 +18,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.net]
 
 HOST = "10.0.0.1"
 ADDRESSES = ("10.0.0.2", "10.0.0.3")
-SIZES_MIB = (2, pytest.param(20, marks=pytest.mark.slow))
+SIZES_MIB = (1, pytest.param(20, marks=pytest.mark.slow))
 PORT = 5000
 
 
@@ -33,28 +35,22 @@ def bridge() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What the first guest sends, and where it puts what it gets."""
-    return make_disk(os.path.join(tmp_path_factory.mktemp("net"), "transfer.img"), 20 * MIB)
+    """What is sent."""
+    disk = make_disk(os.path.join(tmp_path_factory.mktemp("net"), "transfer.img"), 20 * MIB)
+    os.truncate(disk, DISK_SIZE)
+    return disk
 
 
 @pytest.fixture(scope="module")
-def pair(micro: Image, bridge: str, disk: str) -> Iterator[tuple[LinuxGuest, LinuxGuest]]:
-    """Two guests on the bridge; the first has the disk."""
-    guests = []
-    for address, more in zip(ADDRESSES, (("-d", disk), ()), strict=True):
-        guests.append(
-            LinuxGuest(
-                "-k", micro.kernel(), "-i", micro.initrd, "-m", "128M", "-n", f"bridge={bridge}", *more,
-                "-a", f"quiet root= ip={address}::{HOST}:255.255.255.0::eth0:off",
-            )
-        )  # fmt: skip
-    try:
-        for guest in guests:
-            guest.wait_for_prompt()
-        yield guests[0], guests[1]
-    finally:
-        for guest in guests:
-            guest.close()
+def pair(small: Booted, bridge: str, disk: str) -> Iterator[tuple[LinuxGuest, LinuxGuest]]:
+    """Two guests on the bridge, with the disk."""
+    disks = 2 * ("--disk", f"{disk},readonly")
+    with ExitStack() as ends:
+        one, other = (ends.enter_context(closing(small.go_on(*disks, net=f"bridge={bridge}"))) for _ in ADDRESSES)
+        for guest, address in zip((one, other), ADDRESSES, strict=True):
+            guest.run(PROBE)
+            guest.run(f"ip address add {address}/24 dev eth0; ip link set eth0 up")
+        yield one, other
 
 
 def test_a_guest_pings_the_host(pair: tuple[LinuxGuest, LinuxGuest]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
 from tests.fakes.host import KVM_FOR_ALL, NOBODY, public_directory
-from tests.guest.linux import MIB, Image, LinuxGuest, make_disk
+from tests.guest.booted import DISK_SIZE, PROBE, Booted
+from tests.guest.linux import MIB, LinuxGuest, make_disk
 from tests.guest.transfer import end_serving, fetch, serve
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
@@ -27,31 +28,28 @@ def directory() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def disk(directory: str) -> str:
-    """What the first guest sends."""
-    return make_disk(os.path.join(directory, "data.img"), 20 * MIB)
+    """What is sent."""
+    disk = make_disk(os.path.join(directory, "data.img"), 20 * MIB)
+    os.truncate(disk, DISK_SIZE)
+    return disk
 
 
 @pytest.fixture(scope="module")
-def pair(micro: Image, directory: str, disk: str) -> Iterator[Pair]:
-    """Guests by name, each with the address that it asked for; the first has the disk."""
-    kernel, initrd = (shutil.copy(path, directory) for path in (micro.kernel(), micro.initrd))
+def pair(small: Booted, directory: str, disk: str) -> Iterator[Pair]:
+    """Guests by name, each with the disk and the address that it asked for."""
+    disks, own = 2 * ("--disk", f"{disk},readonly"), small.copy(directory)
     pair = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", directory)
-        patch.setenv("PYVMM_CACHE", os.path.join(directory, "none"))
-        for name, more in zip(("db", "web"), (("-d", f"{disk},readonly"), ()), strict=True):
-            pair[name] = LinuxGuest(
-                "-k", kernel, "-i", initrd, "-m", "128M", "-n", f"lan=lab,name={name}", *more, "-a", "quiet root=",
-                before=(*KVM_FOR_ALL, *NOBODY),
-            )  # fmt: skip
-    try:
+    with ExitStack() as ends:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", directory)
+            patch.setenv("PYVMM_CACHE", os.path.join(directory, "none"))
+            for name in ("db", "web"):
+                guest = own.go_on(*disks, net=f"lan=lab,name={name}", before=(*KVM_FOR_ALL, *NOBODY))
+                pair[name] = ends.enter_context(closing(guest))
         for guest in pair.values():
-            guest.wait_for_prompt()
+            guest.run(PROBE)
             guest.run("udhcpc -n -q -f")
         yield pair
-    finally:
-        for guest in pair.values():
-            guest.close()
 
 
 def test_each_gets_an_address_of_its_own(pair: Pair) -> None:
@@ -65,7 +63,7 @@ def test_they_find_each_other_by_name(pair: Pair) -> None:
     assert "3 packets received" in pair["web"].run("ping -c 3 db.lab")
 
 
-@pytest.mark.parametrize("size_mib", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size_mib", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_mib_from_guest_to_guest(pair: Pair, disk: str, size_mib: int) -> None:
     serve(pair["db"], size_mib)
     fetch(pair["web"], "http://db/data", disk, size_mib)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from tests.fakes.host import NOBODY, private_dev, public_directory
-from tests.guest.linux import MIB, Image, LinuxGuest, make_disk
+from tests.guest.booted import DISK_SIZE, PROBE, Booted
+from tests.guest.linux import MIB, LinuxGuest, make_disk
 from tests.guest.transfer import end_serving, fetch, fetch_here, serve
 from tests.net import managed
 
 pytestmark = [pytest.mark.guest, pytest.mark.net, pytest.mark.root]
 
-SIZES_MIB = (2, pytest.param(20, marks=pytest.mark.slow))
+SIZES_MIB = (1, pytest.param(20, marks=pytest.mark.slow))
 #: Beyond the host's router: a name server, and files.
 WORLD = "198.51.100.1"
 DNSMASQ = (
@@ -36,7 +37,9 @@ def directory() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def disk(directory: str) -> str:
     """What the guest and the world send each other."""
-    return make_disk(os.path.join(directory, "data.img"), 20 * MIB)
+    disk = make_disk(os.path.join(directory, "data.img"), 20 * MIB)
+    os.truncate(disk, DISK_SIZE)
+    return disk
 
 
 @pytest.fixture(scope="module")
@@ -54,25 +57,20 @@ def world(directory: str, disk: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def guest(micro: Image, directory: str, disk: str, world: None) -> Iterator[LinuxGuest]:
+def guest(small: Booted, directory: str, disk: str, world: None) -> Iterator[LinuxGuest]:
     """It has asked for its address, and has the disk."""
-    kernel, initrd = (shutil.copy(path, directory) for path in (micro.kernel(), micro.initrd))
+    disks, own = 2 * ("--disk", f"{disk},readonly"), small.copy(directory)
     resolver = os.path.join(directory, "resolv.conf")
     with open(resolver, "w") as file:
         file.write(f"nameserver {WORLD}\n")
     before = private_dev("mknod -m 666 /dev/kvm c 10 232", f"mount --bind {resolver} /etc/resolv.conf")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYVMM_CACHE", os.path.join(directory, "none"))
-        made = LinuxGuest(
-            "-k", kernel, "-i", initrd, "-m", "128M", "-n", "user,hostfwd=tcp:2222-:80", "-d", f"{disk},readonly",
-            "-a", "quiet root=", before=(*before, *NOBODY),
-        )  # fmt: skip
-    try:
-        made.wait_for_prompt()
+        made = own.go_on(*disks, net="user,hostfwd=tcp:2222-:80", before=(*before, *NOBODY))
+    with closing(made):
+        made.run(PROBE)
         made.run("udhcpc -n -q -f")
         yield made
-    finally:
-        made.close()
 
 
 def test_it_has_the_hosts_address_and_the_large_mtu(guest: LinuxGuest) -> None:
