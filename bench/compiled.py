@@ -8,7 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
-from images.recipe.cache import cache_directory
+from vmm.cache import cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

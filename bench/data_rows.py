@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 from bench import network, pyvmm, qemu, timed
 from bench.command import in_turn
 from bench.report import Row
-from images.recipe.cache import cache_directory
+from vmm.cache import cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from vmm.cache import cache_directory
+
 #: Devices of pyvmm's own making.
 LINK_PREFIXES = ("pyvmm", "vmtap")
 #: How long a thread or a process that was told to end may take.
@@ -38,10 +40,7 @@ def missing_kvm() -> str | None:
 @cache
 def missing_guest() -> str | None:
     """Why no guest can be booted, or None."""
-    cached = os.environ.get("PYVMM_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm"
-    )
-    manifest = os.path.join(cached, "images", "micro", "manifest.json")
+    manifest = os.path.join(cache_directory(), "images", "micro", "manifest.json")
     if not os.path.exists(manifest):
         return f"no {manifest}: build it with images/micro/build"
     return missing_kvm()
@@ -162,11 +161,11 @@ def run_directory() -> Iterator[str]:
 
 
 @pytest.fixture
-def no_others(run_directory: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The test's VMs are apart from those of all tests."""
+def no_others(run_directory: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where the test's VMs are, apart from those of all tests."""
     with tempfile.TemporaryDirectory(prefix="only-", dir=run_directory) as directory:
         monkeypatch.setenv("PYVMM_RUN", directory)
-        yield
+        yield directory
 
 
 @pytest.fixture(autouse=True)

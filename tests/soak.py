@@ -23,13 +23,13 @@ from pathlib import Path
 import pexpect
 
 from bench import guests, pyvmm
-from images.recipe.cache import cache_directory
 from tests.fakes import cuts, guest
 from tests.guest.linux import Image, LinuxGuest, file_on_disk, file_system_is_clean
 from tests.kvm.load import survive
 from tests.kvm.machines import Machines
 from tests.net.namespace import ip, links, network_namespace
 from vmm import outcome
+from vmm.cache import cache_directory
 from vmm.config import MachineConfig, parse_disk, parse_net
 from vmm.errors import BackendError, VmmError
 from vmm.host.disk.raw import RawDisk

@@ -2,8 +2,8 @@
  * pyvmm's agent: runs commands and moves files for the host, over virtio-vsock.
  *
  * One process and one poll loop: on a host that interprets ring 0 a fork costs 40 ms and each system call a quarter of
- * one, so a connection forks nothing but its command, by vfork, and what need not be asked is not asked. All memory is
- * static: CONNECTIONS slots, of which only what is used is ever touched.
+ * one, so a connection forks nothing but its command, by vfork, and a sync, and what need not be asked is not asked. All
+ * memory is static: CONNECTIONS slots, of which only what is used is ever touched.
  *
  * Only the host may connect: other programs of the guest are turned away by their CID.
  */
@@ -89,6 +89,7 @@ static int obey(struct connection *c, enum frame type, char *payload, unsigned s
 
     switch (c->busy) {
     case GET:
+    case SYNC:
         return 0;
     case EXEC:
         if (type == STDIN)
@@ -133,7 +134,8 @@ static int obey(struct connection *c, enum frame type, char *payload, unsigned s
             answer(c, renew(payload, size));
             return 1;
         case SYNC:
-            answer(c, SYS(sync, 0, 0, 0, 0, 0));
+            if ((result = start_sync(c)))
+                answer(c, result);
             return 1;
         case STDIN: /* the command ended before it had read them */
         case SIGNAL:
@@ -243,7 +245,6 @@ static void prepare(struct connection *c, struct pollfd *entries)
     }
     if (blocked && idle && c->busy == EXEC && c->fd[INPUT] >= 0)
         entries[INPUT] = (struct pollfd){.fd = c->fd[INPUT], .events = POLLOUT};
-    /* The process before its output: when poll finds it ended it then sees all that it has written. */
     if (c->pid && idle)
         entries[PROCESS] = (struct pollfd){.fd = c->fd[PROCESS], .events = POLLIN};
     for (int file = OUTPUT; file <= ERRORS; file++)
@@ -254,7 +255,6 @@ static void prepare(struct connection *c, struct pollfd *entries)
 static void serve(struct connection *c, const struct pollfd *entries)
 {
     short socket = entries[SOCKET].revents;
-    int output = entries[OUTPUT].revents, errors = entries[ERRORS].revents;
 
     if ((socket & (POLLERR | POLLHUP | POLLNVAL)) && !(socket & POLLIN))
         hang_up(c);
@@ -262,12 +262,14 @@ static void serve(struct connection *c, const struct pollfd *entries)
         hang_up(c);
     if (c->fd[SOCKET] >= 0 && c->out && (socket & POLLOUT))
         send_out(c);
-    if (c->fd[SOCKET] >= 0 && !c->out && output)
+    if (entries[PROCESS].revents && !c->ended)
+        note_end(c);
+    if (c->fd[OUTPUT] >= 0 && !c->out && entries[OUTPUT].revents)
         forward(c, OUTPUT, STDOUT);
-    if (c->fd[SOCKET] >= 0 && !c->out && errors)
+    if (c->fd[ERRORS] >= 0 && !c->out && entries[ERRORS].revents)
         forward(c, ERRORS, STDERR);
-    if (entries[PROCESS].revents && !((output | errors) & POLLIN) && !c->out)
-        finish_command(c);
+    if (c->pid && c->ended && !c->out && c->fd[OUTPUT] < 0 && c->fd[ERRORS] < 0)
+        finish_process(c);
     if (c->fd[SOCKET] >= 0 && c->busy == GET && !c->out)
         send_file(c);
     if (c->fd[SOCKET] >= 0 && (socket & POLLIN))

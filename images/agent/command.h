@@ -1,9 +1,10 @@
-/* Commands: EXEC, STDIN, SIGNAL, and what they answer. */
+/* Commands: EXEC, STDIN, SIGNAL, and what they answer; and SYNC, a process too. */
 #ifndef COMMAND_H
 #define COMMAND_H
 
 #include "connection.h"
 
+#include <asm/ioctls.h>
 #include <sched.h>
 #include <sys/wait.h>
 
@@ -82,6 +83,7 @@ static long spawn(struct connection *c, const int *streams, const char *director
         __builtin_unreachable();
     }
     c->pid = pid;
+    c->ended = 0;
     c->fd[PROCESS] = pidfd;
     if (failed) {
         SYS(wait4, pid, NULL, 0, NULL, 0);
@@ -165,29 +167,67 @@ static int feed(struct connection *c, const char *payload, unsigned size)
 
 static void forward(struct connection *c, int file, enum frame type)
 {
-    long count = SYS(read, c->fd[file], c->out_data + HEADER, FRAME_MAX, 0, 0);
+    unsigned most = c->ended && c->left[file] < FRAME_MAX ? c->left[file] : FRAME_MAX;
+    long count = SYS(read, c->fd[file], c->out_data + HEADER, most, 0, 0);
 
+    if (count == -EINTR)
+        return;
     if (count > 0)
         send_frame(c, type, count);
-    else if (count != -EINTR)
+    if (count <= 0 || (c->ended && !(c->left[file] -= count)))
         close_fd(&c->fd[file]);
 }
 
-static void finish_command(struct connection *c)
+/* The process has ended: what its pipes hold by now is the last of its output, whoever else goes on writing. */
+static void note_end(struct connection *c)
 {
+    c->ended = 1;
+    for (int file = OUTPUT; file <= ERRORS; file++) {
+        c->left[file] = 0;
+        if (c->fd[file] >= 0)
+            SYS(ioctl, c->fd[file], FIONREAD, &c->left[file], 0, 0);
+        if (!c->left[file])
+            close_fd(&c->fd[file]);
+    }
+}
+
+/* Once its output is forwarded. */
+static void finish_process(struct connection *c)
+{
+    enum frame busy = c->busy;
     int status = 0;
 
     if (SYS(wait4, c->pid, &status, WNOHANG, NULL, 0) == 0)
         return;
     c->pid = 0;
     close_fd(&c->fd[PROCESS]);
-    if (c->fd[SOCKET] >= 0) {
-        close_fd(&c->fd[INPUT]);
-        close_fd(&c->fd[OUTPUT]);
-        close_fd(&c->fd[ERRORS]);
-        c->busy = 0;
+    close_fd(&c->fd[INPUT]);
+    c->busy = 0;
+    if (busy == EXEC)
         send_number(c, EXIT, status);
+    else if (busy == SYNC)
+        answer(c, status);
+}
+
+/* sync(2) may take minutes, for which nobody else is to wait. */
+static long start_sync(struct connection *c)
+{
+    int pidfd = -1;
+    /* The files are shared, else what we close would stay open until it has ended. */
+    long pid = SYS(clone, CLONE_FILES | CLONE_PIDFD | SIGCHLD, 0, &pidfd, 0, 0);
+
+    if (pid < 0)
+        return pid;
+    if (!pid) {
+        SYS(sync, 0, 0, 0, 0, 0);
+        SYS(exit, 0, 0, 0, 0, 0);
+        __builtin_unreachable();
     }
+    c->pid = pid;
+    c->ended = 0;
+    c->fd[PROCESS] = pidfd;
+    c->busy = SYNC;
+    return 0;
 }
 
 #endif

@@ -21,8 +21,10 @@ enum { SOCKET, INPUT, PROCESS, OUTPUT, ERRORS, FILES };
 struct connection {
     int fd[FILES];               /* by its place in the poll set; -1: none */
     int file;                    /* being put or got; -1: none */
-    int pid;                     /* of the command; 0: none */
-    enum frame busy;             /* EXEC, PUT or GET while that goes on, else 0 */
+    int pid;                     /* of the command, or of a sync; 0: none */
+    int ended;                   /* whether that process has */
+    unsigned left[FILES];        /* of OUTPUT and ERRORS, once it has: bytes that are still to be forwarded */
+    enum frame busy;             /* EXEC, PUT, GET or SYNC while that goes on, else 0 */
     unsigned in, done, out, off; /* bytes in in_data and of its first frame already used; in out_data and already sent */
     unsigned mode;
     char path[PATH_BYTES], temporary[PATH_BYTES + sizeof TEMPORARY];

@@ -17,6 +17,8 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vmm.cache import cache_directory
+
 from .build import Build
 
 if TYPE_CHECKING:
@@ -25,14 +27,6 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 MANIFEST = "manifest.json"
-
-
-def cache_directory() -> str:
-    """Where everything that can be made again lives: $PYVMM_CACHE, or pyvmm/ under the user's cache directory."""
-    cache = os.environ.get("PYVMM_CACHE")
-    if cache:
-        return os.path.abspath(cache)
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm")
 
 
 def sha256_file(path: str) -> str:

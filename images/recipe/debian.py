@@ -8,7 +8,8 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
-from .cache import cache_directory
+from vmm.cache import cache_directory
+
 from .errors import RecipeError
 
 if TYPE_CHECKING:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,11 +11,12 @@ import pytest
 from tests.cli.conftest import Pyvmm, finish
 from tests.fakes.guest import HANG, POWER_OFF, say
 from tests.fakes.host import KVM_FOR_ALL, NOBODY, private_dev, public_directory
+from tests.net.helper import HELPER
 from tests.net.namespace import ip, links, network_namespace
+from tests.waiting import until
 
 pytestmark = [pytest.mark.kvm, pytest.mark.net, pytest.mark.root]
 
-HELPER = os.path.join(os.path.dirname(sys.executable), "pyvmm-net-helper")
 USER = (*KVM_FOR_ALL, *NOBODY)
 
 
@@ -39,13 +38,6 @@ def ordinary(cache: str) -> Iterator[Pyvmm]:
             finally:
                 helper.terminate()
         assert runner.leftovers() == set()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_card_on_a_bridge(ordinary: Pyvmm) -> None:

@@ -93,6 +93,12 @@ class FakeSlot:
             self.asserted |= count > 0
             self._pulses += count
 
+    def take(self) -> list[tuple[int, int]]:
+        """The messages that came since the last call, as (address, data)."""
+        self.collect()
+        arrived, self.arrived = self.arrived, []
+        return arrived
+
     @property
     def pulses(self) -> int:
         """How often the device has interrupted."""
@@ -266,11 +272,10 @@ class PciDriver(Driver):
 
     def take_interrupt(self) -> int:
         """As `Driver.take_interrupt`."""
-        self.slot.collect()
         if self.messages:
-            vectors = {data - MESSAGE_DATA for _, data in self.slot.arrived}
-            self.slot.arrived.clear()
+            vectors = {data - MESSAGE_DATA for _, data in self.slot.take()}
             return (Interrupt.CONFIG_CHANGE if 0 in vectors else 0) | (Interrupt.USED_BUFFER if vectors - {0} else 0)
+        self.slot.collect()
         causes = self.read_isr() if self.slot.asserted else 0
         self.slot.end_interrupt()
         with self.pci.lock:

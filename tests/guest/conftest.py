@@ -9,17 +9,16 @@ from contextlib import closing
 import pytest
 
 from tests.conftest import required
-from tests.guest.booted import Booted, boot_large, boot_small
+from tests.fakes.host import public_directory
+from tests.guest.booted import Booted, boot_large, boot_small, make_data
 from tests.guest.linux import Image, LinuxGuest
+from vmm.cache import cache_directory
 
 Start = Callable[..., LinuxGuest]
 
 
 def _image(name: str) -> Image:
-    cached = os.environ.get("PYVMM_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm"
-    )
-    directory = os.path.realpath(os.path.join(cached, "images", name))
+    directory = os.path.realpath(os.path.join(cache_directory(), "images", name))
     if not os.path.exists(os.path.join(directory, "manifest.json")):
         reason = f"no {directory}: build it with images/{name}/build"
         (pytest.fail if "guest" in required() else pytest.skip)(reason)
@@ -56,6 +55,26 @@ def start() -> Iterator[Start]:
 def root(micro: Image, tmp_path: os.PathLike[str]) -> str:
     """A root disk of the test's own."""
     return micro.copy_root(os.path.join(tmp_path, "root.img"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What guests send each other."""
+    return make_data(str(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def user_directory() -> Iterator[str]:
+    """One of an ordinary user's own."""
+    with public_directory() as made:
+        os.chown(made, 65534, 65534)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def user_disk(user_directory: str) -> str:
+    """What guests of an ordinary user send each other."""
+    return make_data(user_directory)
 
 
 @pytest.fixture(scope="session")

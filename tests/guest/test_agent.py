@@ -141,6 +141,12 @@ def test_a_background_process_does_not_keep_a_command_from_ending(agent: Agent) 
     agent.run(["killall", "sleep"], timeout_s=60)
 
 
+def test_a_background_process_that_writes_for_ever_does_not_keep_a_command_from_ending(agent: Agent) -> None:
+    script = "yes & sleep 1; head -c 60000 /dev/zero >&2; exit 5"
+    done = agent.run(["sh", "-c", script], stdout=DISCARD, timeout_s=60)
+    assert (done.returncode, len(done.stderr)) == (5, 60_000)
+
+
 @_ON_BOTH
 def test_several_at_once_do_not_disturb_each_other(agent: Agent) -> None:
     results: dict[int, bytes] = {}
@@ -197,6 +203,17 @@ def test_a_file_larger_than_wanted_is_not_taken(agent: Agent) -> None:
     assert len(target.getvalue()) == 1000
 
 
+def test_others_do_not_wait_for_a_sync(agent: Agent) -> None:
+    agent.run(["dd", "if=/dev/zero", "of=/tmp/dirty", "bs=64k", "count=16"], timeout_s=60)
+    syncing = threading.Thread(target=agent.sync)
+    syncing.start()
+    time.sleep(0.02)  # it is asked first
+    agent.hello(timeout_s=20)
+    assert syncing.is_alive()
+    syncing.join(60)
+    assert not syncing.is_alive()
+
+
 def test_the_clock_is_set(agent: Agent) -> None:
     agent.set_time(1_000_000_000 * 10**9)
     assert 0 <= int(agent.run(["date", "+%s"], timeout_s=60).stdout) - 1_000_000_000 < 30
@@ -250,20 +267,12 @@ def test_pyvmm_exec_passes_streams_and_status(path: str, last: str, code: int) -
     assert (done.returncode, done.stdout, done.stderr) == (code, b"through\n", b"bad\n")
 
 
-@pytest.fixture
-def running(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> str:
-    """Where VMs of this test are registered."""
-    directory = os.path.join(tmp_path, "run")
-    monkeypatch.setenv("PYVMM_RUN", directory)
-    return directory
-
-
 def test_the_agent_answers_in_every_life_of_its_guest(
-    small: Booted, start: Start, running: str, tmp_path: os.PathLike[str]
+    no_others: str, small: Booted, start: Start, tmp_path: os.PathLike[str]
 ) -> None:
     snapshot = os.path.join(tmp_path, "snapshot")
     start(*small.arguments("--name", "first"))
-    while not os.path.exists(path := os.path.join(running, "first", "vsock.sock")):
+    while not os.path.exists(path := os.path.join(no_others, "first", "vsock.sock")):
         time.sleep(0.05)
     agent = Agent(path, patience_s=BOOT_S)
     agent.hello(timeout_s=BOOT_S)
@@ -286,7 +295,7 @@ def test_the_agent_answers_in_every_life_of_its_guest(
     assert lost, "its end was not told"
 
     start("restore", snapshot, "--name", "again")
-    while not os.path.exists(path := os.path.join(running, "again", "vsock.sock")):
+    while not os.path.exists(path := os.path.join(no_others, "again", "vsock.sock")):
         time.sleep(0.05)
     again = Agent(path, patience_s=60)
     again.hello(timeout_s=60)
@@ -307,13 +316,13 @@ def test_the_agent_answers_in_every_life_of_its_guest(
     os.close(stdout)
 
 
-def test_stop_has_the_agent_power_the_guest_off(small: Booted, start: Start, running: str) -> None:
+def test_stop_has_the_agent_power_the_guest_off(no_others: str, small: Booted, start: Start) -> None:
     guest = start(*small.arguments("--name", "one"))
     guest.ask_for_prompt()
     done = subprocess.run([PYVMM, "stop", "one"], capture_output=True, timeout=60, check=True)
     assert (done.stdout, done.stderr) == (b"", b"")
     assert guest.finish() == 0
-    assert os.listdir(running) == []
+    assert os.listdir(no_others) == []
 
 
 @pytest.mark.slow

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import http.server
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
 import pytest
 
-from tests.guest.booted import DISK_SIZE, PROBE, Booted
-from tests.guest.linux import MIB, LinuxGuest, make_disk, sha256
+from tests.guest.booted import PROBE, Booted
+from tests.guest.linux import MIB, LinuxGuest, sha256
 from tests.guest.transfer import TRANSFER_S, end_serving, fetch_here, serve
 from tests.net.namespace import ip, links, network_namespace
 
@@ -34,19 +33,10 @@ def bridge() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What is sent."""
-    disk = make_disk(os.path.join(tmp_path_factory.mktemp("net"), "transfer.img"), 20 * MIB)
-    os.truncate(disk, DISK_SIZE)
-    return disk
-
-
-@pytest.fixture(scope="module")
-def pair(small: Booted, bridge: str, disk: str) -> Iterator[tuple[LinuxGuest, LinuxGuest]]:
+def pair(small: Booted, bridge: str, data: str) -> Iterator[tuple[LinuxGuest, LinuxGuest]]:
     """Two guests on the bridge, with the disk."""
-    disks = 2 * ("--disk", f"{disk},readonly")
     with ExitStack() as ends:
-        one, other = (ends.enter_context(closing(small.go_on(*disks, net=f"bridge={bridge}"))) for _ in ADDRESSES)
+        one, other = (ends.enter_context(closing(small.go_on(disk=data, net=f"bridge={bridge}"))) for _ in ADDRESSES)
         for guest, address in zip((one, other), ADDRESSES, strict=True):
             guest.run(PROBE)
             guest.run(f"ip address add {address}/24 dev eth0; ip link set eth0 up")
@@ -69,17 +59,17 @@ def test_the_cards_differ_and_tell_their_mtu(pair: tuple[LinuxGuest, LinuxGuest]
 
 
 @pytest.mark.parametrize("size_mib", SIZES_MIB)
-def test_mib_from_the_guest_by_tcp(pair: tuple[LinuxGuest, LinuxGuest], disk: str, size_mib: int) -> None:
+def test_mib_from_the_guest_by_tcp(pair: tuple[LinuxGuest, LinuxGuest], data: str, size_mib: int) -> None:
     serve(pair[0], size_mib)
-    fetch_here(ADDRESSES[0], disk, size_mib)
+    fetch_here(ADDRESSES[0], data, size_mib)
     end_serving(pair[0])
 
 
 @pytest.mark.parametrize("size_mib", SIZES_MIB)
-def test_mib_to_the_guest_by_tcp(pair: tuple[LinuxGuest, LinuxGuest], disk: str, size_mib: int) -> None:
+def test_mib_to_the_guest_by_tcp(pair: tuple[LinuxGuest, LinuxGuest], data: str, size_mib: int) -> None:
     class Server(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            with open(disk, "rb") as file:
+            with open(data, "rb") as file:
                 self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + file.read(size_mib * MIB))
 
         def log_message(self, *_: object) -> None:
@@ -91,4 +81,4 @@ def test_mib_to_the_guest_by_tcp(pair: tuple[LinuxGuest, LinuxGuest], disk: str,
         guest.console.sendline(f"wget -q -O /run/data http://{HOST}:{PORT}/; echo go''t=$?")
         server.handle_request()
         assert guest.expect(r"got=(\d+)\r", TRANSFER_S).group(1) == "0"
-    assert guest.run("sha256sum /run/data; rm /run/data", TRANSFER_S).split()[0] == sha256(disk, size_mib * MIB)
+    assert guest.run("sha256sum /run/data; rm /run/data", TRANSFER_S).split()[0] == sha256(data, size_mib * MIB)

@@ -4,7 +4,6 @@ send arrives. (The kinds that need no right: `test_net_lan.py`, `test_net_user.p
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.guest.booted import DISK_SIZE, PROBE, Booted
-from tests.guest.linux import MIB, LinuxGuest, make_disk
+from tests.guest.booted import PROBE, Booted
+from tests.guest.linux import LinuxGuest
 from tests.guest.transfer import end_serving, fetch, serve
 from tests.net import managed
 from tests.net.namespace import ip
@@ -69,14 +68,6 @@ def host() -> Iterator[managed.Host]:
         assert managed.state(made) == before
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What is sent."""
-    disk = make_disk(os.path.join(tmp_path_factory.mktemp("nat"), "data.img"), 20 * MIB)
-    os.truncate(disk, DISK_SIZE)
-    return disk
-
-
 @dataclass
 class Pair:
     """Guests with a card on a network of *kind*, and their *addresses*, both by name."""
@@ -91,13 +82,12 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def pair(request: pytest.FixtureRequest, small: Booted, host: managed.Host, disk: str) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, small: Booted, host: managed.Host, data: str) -> Iterator[Pair]:
     """They have asked for their addresses, and have the disk."""
-    disks = 2 * ("--disk", f"{disk},readonly")
     pair = Pair(request.param, {}, {})
     with ExitStack() as ends:
         for name in NAMES:
-            guest = ends.enter_context(closing(small.go_on(*disks, net=KINDS[request.param][0].format(name))))
+            guest = ends.enter_context(closing(small.go_on(disk=data, net=KINDS[request.param][0].format(name))))
             guest.run(PROBE)
             guest.run(f"udhcpc -n -q -f -x hostname:{name}")
             pair.guests[name], pair.addresses[name] = guest, guest.run("ip -4 -o address show eth0").split()[3]
@@ -124,10 +114,10 @@ def test_they_reach_the_world(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("size_mib", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_mib_from_guest_to_guest(pair: Pair, disk: str, size_mib: int) -> None:
+def test_mib_from_guest_to_guest(pair: Pair, data: str, size_mib: int) -> None:
     server, client = pair.guests.values()
     serve(server, size_mib)
-    fetch(client, f"http://{pair.finds(NAMES[0])}/data", disk, size_mib)
+    fetch(client, f"http://{pair.finds(NAMES[0])}/data", data, size_mib)
     end_serving(server)
 
 

@@ -8,9 +8,9 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from tests.fakes.host import KVM_FOR_ALL, NOBODY, public_directory
-from tests.guest.booted import DISK_SIZE, PROBE, Booted
-from tests.guest.linux import MIB, LinuxGuest, make_disk
+from tests.fakes.host import KVM_FOR_ALL, NOBODY
+from tests.guest.booted import PROBE, Booted
+from tests.guest.linux import LinuxGuest
 from tests.guest.transfer import end_serving, fetch, serve
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
@@ -19,32 +19,16 @@ Pair = dict[str, LinuxGuest]
 
 
 @pytest.fixture(scope="module")
-def directory() -> Iterator[str]:
-    """The user's own."""
-    with public_directory() as made:
-        os.chown(made, 65534, 65534)
-        yield made
-
-
-@pytest.fixture(scope="module")
-def disk(directory: str) -> str:
-    """What is sent."""
-    disk = make_disk(os.path.join(directory, "data.img"), 20 * MIB)
-    os.truncate(disk, DISK_SIZE)
-    return disk
-
-
-@pytest.fixture(scope="module")
-def pair(small: Booted, directory: str, disk: str) -> Iterator[Pair]:
+def pair(small: Booted, user_directory: str, user_disk: str) -> Iterator[Pair]:
     """Guests by name, each with the disk and the address that it asked for."""
-    disks, own = 2 * ("--disk", f"{disk},readonly"), small.copy(directory)
+    own = small.copy(user_directory)
     pair = {}
     with ExitStack() as ends:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("XDG_RUNTIME_DIR", directory)
-            patch.setenv("PYVMM_CACHE", os.path.join(directory, "none"))
+            patch.setenv("XDG_RUNTIME_DIR", user_directory)
+            patch.setenv("PYVMM_CACHE", os.path.join(user_directory, "none"))
             for name in ("db", "web"):
-                guest = own.go_on(*disks, net=f"lan=lab,name={name}", before=(*KVM_FOR_ALL, *NOBODY))
+                guest = own.go_on(disk=user_disk, net=f"lan=lab,name={name}", before=(*KVM_FOR_ALL, *NOBODY))
                 pair[name] = ends.enter_context(closing(guest))
         for guest in pair.values():
             guest.run(PROBE)
@@ -64,7 +48,7 @@ def test_they_find_each_other_by_name(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("size_mib", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_mib_from_guest_to_guest(pair: Pair, disk: str, size_mib: int) -> None:
+def test_mib_from_guest_to_guest(pair: Pair, user_disk: str, size_mib: int) -> None:
     serve(pair["db"], size_mib)
-    fetch(pair["web"], "http://db/data", disk, size_mib)
+    fetch(pair["web"], "http://db/data", user_disk, size_mib)
     end_serving(pair["db"])

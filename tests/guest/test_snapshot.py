@@ -18,19 +18,11 @@ TIMES = 2
 READ = "dd if=/dev/vdb bs=64k count=8 iflag=direct 2>/dev/null | sha256sum"
 
 
-@pytest.fixture
-def running(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> str:
-    """Where VMs of this test are registered."""
-    directory = os.path.join(tmp_path, "run")
-    monkeypatch.setenv("PYVMM_RUN", directory)
-    return directory
-
-
 def take(name: str, path: str) -> None:
     subprocess.run([PYVMM, "snapshot", name, path], check=True, timeout=120)
 
 
-@pytest.mark.usefixtures("running")
+@pytest.mark.usefixtures("no_others")
 @pytest.mark.parametrize("transport", [pytest.param("mmio", marks=pytest.mark.slow), "pci"])
 def test_it_goes_on_with_its_work(
     start: Start, micro: Image, large: Booted, tmp_path: os.PathLike[str], transport: str

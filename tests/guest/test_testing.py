@@ -13,15 +13,15 @@ import pexpect
 import pytest
 
 from vmm.api import place
+from vmm.cache import cache_directory
 from vmm.testing import VM, CommandFailed, CommandTimeout, GuestPanic, Snapshot, StartFailed, VMError, process
 from vmm.testing.config import Config
-from vmm.testing.images import cache_directory
 from vmm.testing.store import Store
 
 pytestmark = pytest.mark.guest
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "testing"
-CACHE = os.path.abspath(cache_directory())
+CACHE = cache_directory()
 SMALL = Config(memory="128M", disks=("16M",))
 BOOT_S = 300
 

@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 
 from tests.fakes import guest
 from tests.kvm.machines import PATIENCE_S, Machines
+from tests.waiting import until
 from vmm import layout
 from vmm.api import place
 from vmm.api.client import Client, NoAnswer
@@ -70,13 +70,6 @@ warm.restored(sys.argv[1], Options({"serial": ["quiet"]}), started)
 def warm() -> Iterator[Warm]:
     with Warm() as process:
         yield process
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def is_gone(pid: int) -> bool:
@@ -165,24 +158,24 @@ def test_it_ends_with_the_process_that_owns_it(taken: str) -> None:
     process, warm_pid, pid = owner(taken, "own")
     with process:
         process.kill()
-    eventually(lambda: is_gone(pid) and is_gone(warm_pid))
+    until(lambda: is_gone(pid) and is_gone(warm_pid))
     assert not os.path.exists(place.directory("owned"))
 
 
 def test_it_ends_with_an_owner_that_has_not_heard_of_it(taken: str) -> None:
     with subprocess.Popen([sys.executable, "-c", HASTY, taken]) as process:
         process.wait(PATIENCE_S)
-    eventually(lambda: not os.path.exists(place.directory("orphan")))
+    until(lambda: not os.path.exists(place.directory("orphan")))
 
 
 def test_one_that_is_kept_outlives_its_owner(taken: str) -> None:
     process, warm_pid, pid = owner(taken, "keep")
     with process:
         process.kill()
-    eventually(lambda: is_gone(warm_pid))
+    until(lambda: is_gone(warm_pid))
     with Client("owned") as client:
         client.request("kill")
-    eventually(lambda: is_gone(pid))
+    until(lambda: is_gone(pid))
 
 
 def test_it_outlives_the_warm_process_and_another_takes_the_next_request(taken: str) -> None:

@@ -8,10 +8,9 @@ import re
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import closing
 
+from tests.waiting import until
 from vmm.config import NetConfig
 from vmm.host.net.join import join
 from vmm.host.net_helper import units
@@ -92,13 +91,6 @@ class Service:
             connection.send(request)
             answer: dict[str, object] = json.loads(connection.recv(65536))
             return answer
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def joined(net: NetConfig, uid: int = ANN) -> closing[Tap]:

@@ -199,16 +199,6 @@ def test_loopback_is_no_tap(netns: None) -> None:
 # Several queues.
 
 
-@pytest.fixture
-def multi_queue(netns: None) -> str:
-    """As `tap_name`, but a tap that may have several queues."""
-    ip("tuntap add dev tap0 mode tap multi_queue")
-    ip("link set tap0 addrgenmode none")
-    ip("address add 10.0.0.1/24 dev tap0")
-    ip("link set tap0 up")
-    return "tap0"
-
-
 def test_a_multi_queue_tap_used_with_one_queue(multi_queue: str) -> None:
     with opened(multi_queue) as tap:
         assert send(tap, arp_request(b"\x0a\x00\x00\x01"))

@@ -48,11 +48,6 @@ except TimeoutError:
 """
 
 
-@pytest.fixture
-def network(store: Store) -> Nat:
-    return create_nat(store, "lab")
-
-
 def test_a_guest_joins_by_name(host: Host, store: Store, network: Nat) -> None:
     tap, mac = join_here(NetConfig(network="lab", name="web1"))
     with contextlib.closing(tap):

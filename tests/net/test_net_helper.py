@@ -14,6 +14,7 @@ import pytest
 
 from tests.fakes.host import NOBODY
 from tests.net.managed import Host, servers, state
+from tests.waiting import until
 from vmm.config import NetConfig
 from vmm.errors import BackendError, ConfigError
 from vmm.host.net import guests, networks
@@ -27,26 +28,12 @@ from vmm.mac import parse_mac
 
 from .frames import BROADCAST, ETHERTYPE_TEST, arp_request, receive, send
 from .frames import GUEST_MAC as MAC
-from .helper import ANN, BOB, Service, joined, until
+from .helper import ANN, BOB, Service, joined
 from .namespace import as_user, ip, links
 
 pytestmark = [pytest.mark.net, pytest.mark.root]
 
 TUNSETPERSIST = 0x400454CB  # linux/if_tun.h
-
-
-@pytest.fixture
-def bridge(host: Host) -> str:
-    """A bridge of the host's own."""
-    ip("link add br0 type bridge")
-    ip("address add 10.0.0.1/24 dev br0")
-    ip("link set br0 up")
-    return "br0"
-
-
-@pytest.fixture
-def network(store: Store) -> Nat:
-    return create_nat(store, "lab")
 
 
 def test_the_network_nat_is_made_for_whom_it_is_allowed(host: Host, store: Store, service: Service) -> None:
@@ -79,7 +66,7 @@ def test_a_user_joins_a_network(network: Nat, service: Service) -> None:
     assert f"{service.allow_list}:2 allows user nobody network lab: user nobody joins\n" in service.said()
 
 
-def test_a_user_joins_a_bridge(bridge: str, service: Service) -> None:
+def test_a_user_joins_a_bridge(host_bridge: str, service: Service) -> None:
     with joined(NetConfig(bridge="br0")) as tap:
         assert send(tap, arp_request(b"\x0a\x00\x00\x01"))
         assert receive(tap, b"\x08\x06")[1][28:32] == b"\x0a\x00\x00\x01"
@@ -232,7 +219,7 @@ def test_a_tap_cannot_be_kept(network: Nat, service: Service) -> None:
 # Who may not.
 
 
-def test_a_user_who_is_not_on_the_list(bridge: str, service: Service) -> None:
+def test_a_user_who_is_not_on_the_list(host_bridge: str, service: Service) -> None:
     with pytest.raises(BackendError) as caught:
         joined(NetConfig(bridge="br0"), BOB)
     assert str(caught.value).splitlines() == [
@@ -251,21 +238,21 @@ def test_what_a_user_may_join(service: Service) -> None:
         }
 
 
-def test_a_change_of_the_list_counts_at_once(bridge: str, service: Service) -> None:
+def test_a_change_of_the_list_counts_at_once(host_bridge: str, service: Service) -> None:
     with open(service.allow_list, "w") as file:
         file.write('[[allow]]\nusers = ["root"]\nnetworks = ["br0"]\n')
     with pytest.raises(BackendError, match="no line allows user nobody network br0"):
         joined(NetConfig(bridge="br0"))
 
 
-def test_a_mistake_in_the_list_allows_nobody(bridge: str, service: Service) -> None:
+def test_a_mistake_in_the_list_allows_nobody(host_bridge: str, service: Service) -> None:
     with open(service.allow_list, "a") as file:
         file.write('host = "all"\n')
     with pytest.raises(BackendError, match=r"net\.toml:8: unknown key 'host'"):
         joined(NetConfig(bridge="br0"))
 
 
-def test_a_list_that_others_may_change_allows_nobody(bridge: str, service: Service) -> None:
+def test_a_list_that_others_may_change_allows_nobody(host_bridge: str, service: Service) -> None:
     os.chmod(service.allow_list, 0o666)
     with pytest.raises(BackendError, match="others than root may change it"):
         joined(NetConfig(bridge="br0"))
@@ -277,6 +264,6 @@ def test_a_network_that_is_missing(service: Service) -> None:
     assert str(caught.value) == "network lab: there is no such network\n  run: sudo pyvmm net create lab --nat"
 
 
-def test_an_mtu_that_is_too_large(bridge: str, service: Service) -> None:
+def test_an_mtu_that_is_too_large(host_bridge: str, service: Service) -> None:
     with pytest.raises(ConfigError, match="bridge br0: mtu=9000 is more than the 1500 that br0 carries"):
         joined(NetConfig(bridge="br0", mtu=9000))

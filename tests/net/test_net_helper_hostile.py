@@ -14,33 +14,19 @@ import pytest
 
 from tests.fakes.host import NOBODY
 from tests.net.managed import Host, state
+from tests.waiting import until
 from vmm.config import NetConfig
 from vmm.errors import BackendError
 from vmm.host.net import guests
-from vmm.host.net.create import create_nat
 from vmm.host.net.network import Nat
 from vmm.host.net.store import Store
 from vmm.host.net_helper.client import Helper, ask_networks
 from vmm.host.net_helper.service import CONNECTIONS_MAX
 
-from .helper import ANN, BOB, HELPER, Service, joined, until
-from .namespace import as_user, ip, links
+from .helper import ANN, BOB, HELPER, Service, joined
+from .namespace import as_user, links
 
 pytestmark = [pytest.mark.net, pytest.mark.root]
-
-
-@pytest.fixture
-def bridge(host: Host) -> str:
-    """A bridge of the host's own."""
-    ip("link add br0 type bridge")
-    ip("address add 10.0.0.1/24 dev br0")
-    ip("link set br0 up")
-    return "br0"
-
-
-@pytest.fixture
-def network(store: Store) -> Nat:
-    return create_nat(store, "lab")
 
 
 @pytest.mark.parametrize(
@@ -152,14 +138,14 @@ def by_sudo(user: int, sudo_uid: str, allow_list: str, request: bytes) -> tuple[
     return answer, process.communicate(timeout=10)[1]
 
 
-def test_sudo_hands_over_the_connection(bridge: str, service: Service) -> None:
+def test_sudo_hands_over_the_connection(host_bridge: str, service: Service) -> None:
     answer, said = by_sudo(ANN, str(ANN), service.allow_list, b'{"version": 1, "bridge": "br0"}')
     assert json.loads(answer)["tap"] == "pyvmm0"
     assert said == ""
     until(lambda: "pyvmm0" not in links())
 
 
-def test_a_connection_that_is_not_the_callers(bridge: str, service: Service) -> None:
+def test_a_connection_that_is_not_the_callers(host_bridge: str, service: Service) -> None:
     answer, said = by_sudo(ANN, str(BOB), service.allow_list, b'{"version": 1, "bridge": "br0"}')
     assert answer == b""
     assert said == ("pyvmm-net-helper: standard input is a socket of user nobody, for whom sudo has not started this\n")

@@ -9,13 +9,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tests.net.killed import kill_at, lines
 from tests.net.managed import Host, state
+from tests.waiting import until
 from vmm.cli.main import main
 from vmm.errors import BackendError, ConfigError
 from vmm.host.net import guests, networks
@@ -40,13 +41,6 @@ print(total, digest.hexdigest())
 
 def create(store: Store) -> None:
     create_physical(store, "lab", "up0", confirm_timeout_s=30)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -138,7 +132,7 @@ def test_nobody_confirms(host: Host, store: Store) -> None:
     with stream(host):
         create_physical(store, "lab", "up0", confirm_timeout_s=1)
         assert state(host) != before
-        wait_until(lambda: store.networks() == [])
+        until(lambda: store.networks() == [], 15)
     assert state(host) == before
 
 
@@ -277,4 +271,4 @@ def test_killed_at_any_line(host: Host, store: Store, end: str, stride: int) -> 
         kill_at(lambda: create_soon(store), line)
         if end == "delete" and store.networks():
             networks.delete(store, "lab")
-        wait_until(lambda: state(host) == before)
+        until(lambda: state(host) == before, 15)

@@ -62,6 +62,19 @@ def test_ifupdowns_commands_make_the_bridge_again(host: Host, store: Store, etc:
     assert state(host) == before
 
 
+def test_a_dry_run_of_confirm_shows_the_files_and_ends_no_trial(
+    host: Host, store: Store, etc: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    create_physical(store, "lab", "up0", confirm_timeout_s=30, persist="netplan")
+    assert main(["net", "confirm", "lab", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"make configuration of lab for netplan:\n    {etc}/netplan/90-pyvmm-lab.yaml:\n")
+    assert printed.endswith("\nnetwork lab: would stay\n")
+    assert not (etc / "netplan").exists()
+    assert trial_token(store)
+    networks.delete(store, "lab")
+
+
 def test_confirm_names_the_files_that_contradict_its_own(
     host: Host, store: Store, etc: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.net.managed import Host, state
+from tests.waiting import until
 from vmm.host.net import networks
 from vmm.host.net.create import create_physical
 from vmm.host.net.store import Store
 
-from .helper import until
 from .namespace import ip
 from .test_net_physical import stream
 

@@ -16,7 +16,6 @@ from tests.net.managed import Host, state
 from vmm.config import NetConfig
 from vmm.errors import ConfigError
 from vmm.host.net import guests, networks
-from vmm.host.net.create import create_nat
 from vmm.host.net.join import join_here
 from vmm.host.net.network import Nat
 from vmm.host.net.private import GUEST_MAC, PrivateTap
@@ -37,11 +36,6 @@ join(parse_net("lab,name=copy1,private=yes"))
 print("up", flush=True)
 time.sleep(60)
 """
-
-
-@pytest.fixture
-def network(store: Store) -> Nat:
-    return create_nat(store, "lab")
 
 
 @contextmanager

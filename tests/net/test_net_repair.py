@@ -11,6 +11,7 @@ from ipaddress import IPv6Network
 import pytest
 
 from tests.net.managed import Host, servers
+from tests.waiting import until
 from vmm.config import Rate
 from vmm.host.net import forwarding, guests, networks
 from vmm.host.net.bridge import create_bridge_tap
@@ -19,7 +20,6 @@ from vmm.host.net.dnsmasq import Dnsmasq
 from vmm.host.net.network import Nat
 from vmm.host.net.store import Store
 
-from .helper import until
 from .namespace import ip, sysctl
 
 pytestmark = pytest.mark.net

@@ -8,8 +8,10 @@ import subprocess
 import pytest
 
 from tests.fakes.host import NOBODY, PYVMM
+from tests.fakes.vm import running
 from tests.net.managed import Host, state
 from vmm.cli.main import main
+from vmm.config import NetConfig
 
 from .namespace import ip
 
@@ -149,6 +151,18 @@ def test_a_guest_is_captured_by_its_name(net: Verbs, host: Host) -> None:
     assert net.said == "pyvmm: pyvmm net capture db: several networks have that guest\n  one of lab/db, lab2/db\n"
 
 
+@pytest.mark.usefixtures("no_others")
+def test_a_vm_is_captured_by_its_name(net: Verbs, host: Host) -> None:
+    net("create", "lab", "--nat")
+    nameless = NetConfig(network="lab")
+    with running("shop", nameless), running("both", nameless, nameless), running("none"):
+        net("capture", "shop", "--seconds", "0.1", "--output", f"{host.directory}/shop.pcap")
+        assert net.said.startswith("pyvmm: capturing pyvmm0; Ctrl-C ends it\n")
+        for name, cards in (("both", "several cards, pyvmm1, pyvmm2"), ("none", "no card that has a tap here")):
+            net("capture", name, code=2)
+            assert net.said == f"pyvmm: VM {name}: has {cards}\n  capture a network, or NETWORK/GUEST\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -166,7 +180,7 @@ def test_a_guest_is_captured_by_its_name(net: Verbs, host: Host) -> None:
         (["attach", "lab", "web1"], "network lab: there is no such network"),
         (["delete", "lab"], "network lab: there is no such network"),
         (["list", "--format", "xml"], "--format: 'xml' is no format"),
-        (["capture", "lab"], "lab: is neither a network nor a guest of one\n  run: pyvmm net list"),
+        (["capture", "lab"], "lab: is neither a network, a guest of one, nor a running VM\n  run: pyvmm net list, p"),
     ],
 )
 def test_mistakes(net: Verbs, arguments: list[str], message: str) -> None:

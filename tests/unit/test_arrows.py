@@ -15,7 +15,7 @@ import vmm
 
 ROOT = os.path.dirname(vmm.__file__)
 
-FACTS = {"errors", "irq", "layout", "outcome", "regs", "state", "trace"}  # import nothing of ours
+FACTS = {"cache", "errors", "irq", "layout", "outcome", "regs", "state", "trace"}  # import nothing of ours
 VALUES = FACTS | {"config", "mac"}
 MECHANISMS = {"bus", "eventloop", "host", "memory"}
 ROOMS = {"boot", "devices", "kvm", "virtio"}
@@ -69,8 +69,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     **{
         ("vmm.cli.net", f"vmm.host.net.{name}"): "networks are made without a machine"
         for name in (
-            *("capture", "create", "guests", "network", "networks", "nft", "persist", "physical", "shaping"),
-            *("status", "store", "transaction"),
+            *("capture", "create", "guests", "link", "network", "networks", "nft", "persist", "physical"),
+            *("shaping", "status", "store", "transaction"),
         )
     },
     ("vmm.cli.main", "vmm.kvm.assist.probe"): "which kind of host this is, is told without a machine",

@@ -15,7 +15,7 @@ import pytest
 
 from images.recipe import debian, kernel
 from images.recipe.build import Build
-from images.recipe.cache import Artefact, cache_directory
+from images.recipe.cache import Artefact
 from images.recipe.cpio import write_cpio
 from images.recipe.errors import RecipeError
 from images.recipe.ext4 import write_ext4
@@ -143,14 +143,6 @@ def test_modules_come_after_what_they_depend_on(tmp_path: Path) -> None:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYVMM_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def test_cache_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYVMM_CACHE", "/var/tmp/mine")
-    assert cache_directory() == "/var/tmp/mine"
-    monkeypatch.delenv("PYVMM_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/tmp/xdg")
-    assert cache_directory() == "/var/tmp/xdg/pyvmm"
 
 
 def write(build: Build, text: str) -> dict[str, str]:

@@ -119,7 +119,7 @@ class Errand:
         try:
             done = agent.run(["/bin/sh", "-c", self._command], stdin=0, stdout=1, stderr=2)
             if any(not disk.readonly for disk in self._session.config.disks):
-                agent.sync()
+                agent.sync(timeout_s=None)
             self._code = _exit_code(done)
         except AgentError as error:
             if self._session.machine is not None:

@@ -9,6 +9,7 @@ import sys
 import time
 
 from vmm import __version__, outcome
+from vmm.cache import cache_directory
 from vmm.cli.options import Option, Options, parse
 from vmm.config import (
     BOOT_PROTOCOLS,
@@ -201,15 +202,6 @@ def _config(options: Options) -> MachineConfig:
         timeout_s=options.seconds("timeout"),
         trace=parse_trace(options.one("trace")),
     )
-
-
-def cache_directory() -> str:
-    """Where pyvmm keeps what it can make again: `$PYVMM_CACHE`, or `pyvmm` in the user's cache directory."""
-    own = os.environ.get("PYVMM_CACHE")
-    if own:
-        return own
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "pyvmm")
 
 
 def _run(options: Options) -> int:

@@ -10,6 +10,7 @@ import sys
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vmm.api.client import Client
 from vmm.cli.net_picture import picture, table
 from vmm.cli.options import Option, Options
 from vmm.cli.verb import parse_verb, wants_json
@@ -18,6 +19,7 @@ from vmm.errors import ConfigError
 from vmm.host.net import guests, networks
 from vmm.host.net.capture import Capture
 from vmm.host.net.create import NatOptions, create_nat, create_physical, plan_nat
+from vmm.host.net.link import find_link
 from vmm.host.net.network import check_name, parse_subnet, parse_subnet6
 from vmm.host.net.nft import foreign_drops
 from vmm.host.net.persist import MANAGERS, Persistence, check_manager
@@ -62,7 +64,7 @@ usage: pyvmm net VERB …
   attach NAME GUEST   make a tap for a guest, which stays
   detach NAME GUEST   take it away, and forget the guest's addresses
   repair [NAME]       mend what is missing, after a reboot or somebody's `nft flush ruleset`
-  capture WHAT        frames as pcap: WHAT is a network, a guest, or NETWORK/GUEST
+  capture WHAT        frames as pcap: WHAT is a network, a guest, NETWORK/GUEST, or a VM
   delete NAME         take the network away
 
 pyvmm net VERB --help lists a verb's options. A guest joins with: pyvmm … --net NAME[,name=GUEST]
@@ -137,8 +139,14 @@ def _create_physical(name: str, options: Options, say: Callable[[str], None]) ->
     say(f"all goes back in {timeout_s:g} seconds, unless you run: sudo pyvmm net confirm {name}")
 
 
-def _confirm(names: list[str], options: Options, say: Callable[[str], None]) -> None:  # noqa: ARG001
-    network = networks.confirm(Store(), names[0])
+def _confirm(names: list[str], options: Options, say: Callable[[str], None]) -> None:
+    store = Store()
+    if options.has("dry-run"):
+        network, steps = networks.plan_confirmed(store, names[0])
+        _explain(steps)
+        sys.stdout.write(f"network {network.name}: would stay\n")
+        return
+    network = networks.confirm(store, names[0])
     sys.stdout.write(f"network {network.name}: stays\n")
     if isinstance(network, Physical) and network.persist:
         for path in Persistence(network).others():
@@ -215,7 +223,7 @@ def _capture(names: list[str], options: Options, say: Callable[[str], None]) -> 
 
 
 def _device(store: Store, what: str) -> str:
-    """The device of *what*: a network, a guest of whichever network has one of that name, or NETWORK/GUEST."""
+    """The device of *what*: a network, a guest of whichever network has one of that name, NETWORK/GUEST, or a VM."""
     network, slash, guest = what.partition("/")
     if not slash and networks.find_network(store, what) is None:
         having = [name for name in store.networks() if what in guests.read_guests(store, name)]
@@ -223,10 +231,25 @@ def _device(store: Store, what: str) -> str:
             fix = f"one of {', '.join(f'{name}/{what}' for name in having)}"
             raise ConfigError("several networks have that guest", where=f"pyvmm net capture {what}", fix=fix)
         if not having and what not in store.networks():
-            raise ConfigError("is neither a network nor a guest of one", where=what, fix="run: pyvmm net list")
+            return _tap_of_vm(what)
         network, guest = (having[0], what) if having else (what, "")
     found = networks.get_network(store, network)
     return guests.get_guest(store, found, guest).tap if guest else found.name
+
+
+def _tap_of_vm(name: str) -> str:
+    try:
+        with Client(name) as vm:
+            cards = vm.request("status")["nets"]
+    except ConfigError:
+        raise ConfigError(
+            "is neither a network, a guest of one, nor a running VM", where=name, fix="run: pyvmm net list, pyvmm ps"
+        ) from None
+    taps: list[str] = [card for card in cards if (link := find_link(card)) and link.is_tap]
+    if len(taps) != 1:
+        which = f"several cards, {', '.join(taps)}" if taps else "no card that has a tap here"
+        raise ConfigError(f"has {which}", where=f"VM {name}", fix="capture a network, or NETWORK/GUEST")
+    return taps[0]
 
 
 @contextmanager
@@ -281,7 +304,7 @@ def _json(document: dict[str, Any]) -> str:
 #: Each verb's operands (those in brackets may be missing), its options, and what does it.
 _VERBS: dict[str, tuple[str, tuple[Option, ...], Callable[[list[str], Options, Callable[[str], None]], None]]] = {
     "create": ("NAME", (*_NAT, *_PHYSICAL, _DRY), _create),
-    "confirm": ("NAME", (), _confirm),
+    "confirm": ("NAME", (_DRY,), _confirm),
     "list": ("", (_FORMAT,), _list),
     "show": ("NAME", (_FORMAT,), _show),
     "attach": (
@@ -292,7 +315,7 @@ _VERBS: dict[str, tuple[str, tuple[Option, ...], Callable[[list[str], Options, C
     "detach": ("NAME GUEST", (_DRY,), _detach),
     "repair": ("[NAME]", (_DRY,), _repair),
     "capture": (
-        "NETWORK|GUEST",
+        "NETWORK|GUEST|VM",
         (
             Option("output", "where to write them (standard output)", metavar="FILE"),
             Option("count", "end after so many frames", metavar="N"),

@@ -22,7 +22,8 @@ from tempfile import TemporaryDirectory
 from vmm.api.control import described
 from vmm.api.place import LOG
 from vmm.api.warm import KEEP, MESSAGE_MAX
-from vmm.cli.main import ENDING_SIGNALS, OPTIONS, booted, cache_directory, failed
+from vmm.cache import cache_directory
+from vmm.cli.main import ENDING_SIGNALS, OPTIONS, booted, failed
 from vmm.cli.options import Options, parse
 from vmm.cli.snapshot import restored
 from vmm.config import MEMORY_MIN, MachineConfig

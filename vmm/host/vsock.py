@@ -13,8 +13,10 @@ import errno
 import os
 import socket
 import stat
+from contextlib import suppress
 
 from vmm.errors import BackendError
+from vmm.host.lock import locked
 
 #: The Unix socket's name in a VM's own directory.
 VSOCK = "vsock.sock"
@@ -45,7 +47,8 @@ class VsockGate:
             )
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            self._bind()
+            with locked(path):  # from the look at who listens there until we do
+                self._bind()
         except OSError as error:
             self._socket.close()
             in_use = error.errno == errno.EADDRINUSE
@@ -65,6 +68,7 @@ class VsockGate:
             self._socket.bind(self.path)
         os.chmod(self.path, 0o600)  # nobody can connect before `listen`
         self._socket.listen(BACKLOG)
+        self._file = os.stat(self.path)
 
     def fileno(self) -> int:
         """Readable when a client waits."""
@@ -94,8 +98,9 @@ class VsockGate:
 
     def close(self) -> None:
         """Stop listening."""
-        if os.path.exists(self.path):
-            os.unlink(self.path)
+        with suppress(FileNotFoundError), locked(self.path):
+            if os.path.samestat(os.lstat(self.path), self._file):  # else it is another's by now
+                os.unlink(self.path)
         self._socket.close()
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 
+from vmm.cache import cache_directory
 from vmm.config import parse_disk, parse_net, parse_size
 from vmm.errors import ConfigError
 from vmm.testing import images
@@ -40,7 +41,7 @@ class Config:
         if not kernel:
             image = images.find(self.image or images.DEFAULT)
             kernel, initrd = image.kernel, initrd or image.initrd
-            disks = ((image.root,) if image.root else ()) + disks
+            disks = ((_escaped(image.root),) if image.root else ()) + disks
             append = f"{image.append} {append}".strip()
         for net in self.nets:
             parse_net(net)
@@ -83,20 +84,24 @@ class Config:
 def _found(disk: str) -> str:
     """*disk* with an absolute path; of a size, the empty image that it means."""
     if _SIZE.fullmatch(disk):
-        return f"{_empty(parse_size(disk))},snapshot=on"
+        return f"{_escaped(_empty(parse_size(disk)))},snapshot=on"
     parsed = parse_disk(disk)
     path = os.path.abspath(parsed.path)
     if not parsed.overlay and not os.path.exists(path):
         raise ConfigError("there is no such image", where=f"disk {disk}", fix="a size such as 64M makes an empty disk")
     _, comma, options = disk.replace(",,", "\0").partition(",")
     lost = "" if parsed.readonly or parsed.overlay or parsed.snapshot else ",snapshot=on"
-    escaped = path.replace(",", ",,")
-    return f"{'overlay=' if parsed.overlay else ''}{escaped}{lost}{comma}{options.replace(chr(0), ',,')}"
+    return f"{'overlay=' if parsed.overlay else ''}{_escaped(path)}{lost}{comma}{options.replace(chr(0), ',,')}"
+
+
+def _escaped(path: str) -> str:
+    """*path* as `--disk` takes it."""
+    return path.replace(",", ",,")
 
 
 def _empty(size: int) -> str:
     """An empty image of *size* bytes, which all that want one share."""
-    path = os.path.join(images.cache_directory(), "testing", f"empty-{size}.img")
+    path = os.path.join(cache_directory(), "testing", f"empty-{size}.img")
     if not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         new = f"{path}.{os.getpid()}"

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 
+from vmm.cache import cache_directory
 from vmm.errors import ConfigError
 
 DEFAULT = "micro"
@@ -40,13 +41,6 @@ def find(name: str) -> Image:
             return _read(directory)
     fix = f"in a source tree of pyvmm: images/{name}/build\nor $PYVMM_IMAGES: a directory that has it"
     raise NoImage(f"there is no {' nor '.join(places)}", where=f"image {name}", fix="" if "/" in name else fix)
-
-
-def cache_directory() -> str:
-    """Where pyvmm keeps what it can make again."""
-    return os.environ.get("PYVMM_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm"
-    )
 
 
 def _places() -> list[str]:

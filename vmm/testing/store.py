@@ -23,9 +23,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 import vmm
+from vmm.cache import cache_directory
 from vmm.config import parse_disk
 from vmm.errors import ConfigError
-from vmm.testing import images
 from vmm.testing.config import Config
 from vmm.testing.snapshot import Snapshot
 from vmm.testing.vm import VM
@@ -42,7 +42,7 @@ class Store:
     """The snapshots in *directory*, else in pyvmm's cache."""
 
     def __init__(self, directory: str = "", *, boot_timeout: float) -> None:
-        self._root = directory or os.path.join(images.cache_directory(), "testing")
+        self._root = directory or os.path.join(cache_directory(), "testing")
         self._boot_timeout = boot_timeout
         self._failed: dict[str, Exception] = {}
 

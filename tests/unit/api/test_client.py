@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.unit.api.conftest import Vm
+from tests.fakes.vm import Vm
 from vmm.api import place
 from vmm.api.client import Client, NoAnswer, NoSuchVm, wait_until_gone
 from vmm.errors import ConfigError, HostError

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.api.conftest import Vm
+from tests.fakes.vm import Vm
 from vmm import __version__
 from vmm.api import commands, control, server
 from vmm.errors import ConfigError, HostError

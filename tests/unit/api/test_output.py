@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.api.conftest import Vm
+from tests.fakes.vm import Vm
 from vmm.api import output
 
 PATIENCE_S = 10.0

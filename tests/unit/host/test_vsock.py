@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
+import time
 
 import pytest
 
 from vmm.errors import BackendError
+from vmm.host import vsock
 from vmm.host.vsock import PATH_MAX, VsockGate
 
 
@@ -41,6 +44,45 @@ def test_a_socket_in_use_is_refused(path: str) -> None:
     with pytest.raises(BackendError, match="is in use"):
         VsockGate(path)
     gate.close()
+
+
+def test_of_two_that_find_the_same_stale_socket_one_gets_the_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(path)
+
+    def slowly(path: str) -> bool:
+        found = is_stale(path)
+        time.sleep(0.2)  # for the other to find it too
+        return found
+
+    is_stale = vsock._is_stale
+    monkeypatch.setattr(vsock, "_is_stale", slowly)
+    gates: list[VsockGate] = []
+    refused: list[BackendError] = []
+
+    def start() -> None:
+        try:
+            gates.append(VsockGate(path))
+        except BackendError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for gate in gates:
+        gate.close()
+    assert (len(gates), [error.what for error in refused]) == (1, [f"{path} is in use"])
+
+
+def test_what_another_has_at_its_path_by_then_is_left_alone(path: str) -> None:
+    gate = VsockGate(path)
+    os.unlink(path)
+    other = VsockGate(path)
+    gate.close()
+    assert os.path.exists(path)
+    other.close()
 
 
 def test_a_file_that_is_no_socket_is_left_alone(path: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vmm.config import parse_disk
 from vmm.errors import ConfigError
 from vmm.testing import images
 from vmm.testing.config import Config
@@ -100,6 +101,14 @@ def test_a_size_is_an_empty_disk_that_all_share(cache: Path) -> None:
     assert first == second == f"{cache}/testing/empty-{64 << 20}.img,snapshot=on"
     found = os.stat(first.partition(",")[0])
     assert (found.st_size, found.st_blocks) == (64 << 20, 0)
+
+
+def test_commas_in_the_cache_s_path_are_no_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path / "a,b"))
+    make_image(tmp_path / "a,b" / "images" / "micro")
+    root, empty = (parse_disk(disk).path for disk in Config(disks=("16M",)).resolved().disks)
+    assert os.path.samefile(root, tmp_path / "a,b" / "images" / "micro" / "root.img")
+    assert os.path.dirname(empty) == str(tmp_path / "a,b" / "testing")
 
 
 def test_a_disk_that_is_not_there_is_refused_at_once() -> None:

@@ -51,10 +51,7 @@ class PciRig:
 
     def arrived(self) -> list[tuple[int, int]]:
         """The messages that came since the last call."""
-        self.slot.collect()
-        arrived = list(self.slot.arrived)
-        self.slot.arrived.clear()
-        return arrived
+        return self.slot.take()
 
     def use(self, index: int) -> None:
         """Let the device use a buffer of queue *index*."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from tests.fakes.driver import Rig
 from tests.fakes.loop import SteppedLoop
 from tests.fakes.native import missing
 from tests.fakes.pci import MESSAGE_ADDRESS, MESSAGE_DATA, FakeSlot, PciDriver
+from tests.waiting import until
 from vmm.devices.pci import msix
 from vmm.host.disk.raw import RawDisk
 from vmm.virtio.blk import RequestType
@@ -44,22 +44,11 @@ class NativeDisk:
 
     def messages(self) -> list[tuple[int, int]]:
         """Those that came since the last call."""
-        self.slot.collect()
-        arrived = list(self.slot.arrived)
-        self.slot.arrived.clear()
-        return arrived
+        return self.slot.take()
 
     def close(self) -> None:
         self.rig.close()
         self.loop.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for another thread, 5 s at most."""
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @pytest.fixture

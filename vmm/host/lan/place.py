@@ -5,11 +5,8 @@ Who connects or ends holds a lock on the directory of all lans: so a switch ends
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from vmm.errors import BackendError, ConfigError
 
@@ -63,21 +60,6 @@ def make_directory(path: str) -> None:
                     ) from None
     except OSError as error:
         raise BackendError(f"cannot make: {error.strerror}", where=path, fix="set XDG_RUNTIME_DIR") from error
-
-
-@contextmanager
-def locked(path: str, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock over the lan's directory *path*.
-
-    Raises:
-        BlockingIOError: without *wait*, somebody else has it.
-    """
-    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(fd)
 
 
 def _runtime_directory() -> str:

@@ -12,7 +12,8 @@ import time
 
 from vmm.errors import BackendError, ConfigError
 from vmm.host.lan.dhcp import host_name
-from vmm.host.lan.place import lan_directory, locked, make_directory, socket_path
+from vmm.host.lan.place import lan_directory, make_directory, socket_path
+from vmm.host.lock import locked
 from vmm.host.uplink import Uplink
 
 #: Said when a port joins: which form of that this is.

@@ -11,9 +11,10 @@ import os
 import socket
 import threading
 
-from vmm.host.lan.place import locked, socket_path
+from vmm.host.lan.place import socket_path
 from vmm.host.lan.port import PROTOCOL
 from vmm.host.lan.services import Services
+from vmm.host.lock import locked
 from vmm.native._engine import ffi, lib
 
 #: A port that stays silent for so long is not let in.

@@ -121,13 +121,24 @@ def confirm(store: Store, name: str) -> Network:
         BackendError: what shall set it up from now on cannot be written; it is on trial still.
     """
     with store.locked():
-        record = _finished(store, name)
-        network = record.network
-        if isinstance(network, Physical) and record.persist:
-            network = replace(network, persist=record.persist)
-            apply([Persistence(network)], f"confirm network {name}")
+        network, steps = plan_confirmed(store, name)
+        apply(steps, f"confirm network {name}")
         write_record(store, Record(network, "ready"))
         return network
+
+
+def plan_confirmed(store: Store, name: str) -> tuple[Network, list[Step]]:
+    """The network *name* as it is after its trial, and what is made for that.
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    record = _finished(store, name)
+    network = record.network
+    if not (isinstance(network, Physical) and record.persist):
+        return network, []
+    network = replace(network, persist=record.persist)
+    return network, [Persistence(network)]
 
 
 def is_on_trial(store: Store, name: str, token: str) -> bool:
