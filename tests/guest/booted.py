@@ -42,7 +42,7 @@ class Booted:
     disk: str
 
     def arguments(self, *options: str, disk: str = "", net: str = "") -> tuple[str, ...]:
-        """Of pyvmm, for a guest that goes on from it; *disk* takes the place of its disks, without *net* it is alone."""
+        """Of pyvmm, for a guest that goes on from it, with *disk* in place of its disks; without *net* it is alone."""
         disks = 2 * ("--disk", f"{disk},readonly") if disk else ()
         return ("restore", self.path, "--net", net or f"lan=alone-{os.getpid()}-{next(_lans)}", *disks, *options)
 
