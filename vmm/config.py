@@ -315,8 +315,7 @@ def parse_disk(text: str) -> DiskConfig:
     Raises:
         ConfigError: an option is unknown, has no value or a wrong one.
     """
-    parts = text.replace(",,", "\0").split(",")
-    path, *options = (part.replace("\0", ",") for part in parts)
+    path, *options = _parts(text)
     if not path.removeprefix(_OVERLAY):
         raise ConfigError("names no image", where="--disk", fix="such as --disk root.img")
     names = ("serial", "cache", "discard", "queues", "iops", "bw", "werror", "snapshot", "base")
@@ -383,8 +382,7 @@ def parse_vsock(text: str) -> VsockConfig:
     Raises:
         ConfigError: an option is unknown, has no value or a wrong one.
     """
-    parts = text.replace(",,", "\0").split(",")
-    path, *options = (part.replace("\0", ",") for part in parts)
+    path, *options = _parts(text)
     if not path:
         raise ConfigError("names no socket", where="--vsock", fix="such as --vsock guest.sock")
     values = _options(options, "--vsock", {"cid": True})
@@ -423,6 +421,11 @@ def _number(text: str, where: str, example: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ConfigError(f"{text!r} is no number", where=where, fix=f"such as {example}")
     return int(text)
+
+
+def _parts(text: str) -> list[str]:
+    """What is between the commas of *text*; one that is written twice is a comma of a part."""
+    return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
 
 
 def _options(parts: list[str], where: str, takes_value: dict[str, bool]) -> dict[str, str]:
