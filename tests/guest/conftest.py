@@ -1,15 +1,17 @@
-"""Guests for the tests in this directory. A boot is dear: what does not disturb the others shares one."""
+"""Guests for the tests in this directory. A boot is dear: what is not about booting goes on from a snapshot of one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
 from tests.conftest import required
 from tests.fakes.host import public_directory
-from tests.guest.linux import MIB, Image, LinuxGuest, make_disk
+from tests.guest.booted import Booted, boot_large, boot_small, make_data
+from tests.guest.linux import Image, LinuxGuest
 from vmm.cache import cache_directory
 
 Start = Callable[..., LinuxGuest]
@@ -56,6 +58,12 @@ def root(micro: Image, tmp_path: os.PathLike[str]) -> str:
 
 
 @pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What guests send each other."""
+    return make_data(str(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
 def user_directory() -> Iterator[str]:
     """One of an ordinary user's own."""
     with public_directory() as made:
@@ -65,19 +73,31 @@ def user_directory() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def user_disk(user_directory: str) -> str:
-    """What guests of an ordinary user send each other, as a disk of 20 MiB."""
-    return make_disk(os.path.join(user_directory, "data.img"), 20 * MIB)
+    """What guests of an ordinary user send each other."""
+    return make_data(user_directory)
 
 
 @pytest.fixture(scope="session")
-def guest(micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinuxGuest]:
-    """A guest with two CPUs that everybody shares: leave it as you found it, at its prompt."""
-    root = micro.copy_root(os.path.join(tmp_path_factory.mktemp("shared"), "root.img"))
-    machine = LinuxGuest(
-        "--kernel", micro.kernel(), "--cpus", "2", "--memory", "256M", "--append", "quiet", "--disk", root
-    )
-    try:
-        machine.wait_for_prompt()
+def run_of_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory of all processes of this run."""
+    own = tmp_path_factory.getbasetemp()
+    return str(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+
+
+@pytest.fixture(scope="session")
+def small(micro: Image, run_of_tests: str) -> Booted:
+    """As `boot_small`."""
+    return boot_small(micro, run_of_tests)
+
+
+@pytest.fixture(scope="session")
+def large(micro: Image, run_of_tests: str) -> Booted:
+    """As `boot_large`."""
+    return boot_large(micro, run_of_tests)
+
+
+@pytest.fixture(scope="module")
+def guest(large: Booted) -> Iterator[LinuxGuest]:
+    """One with two CPUs that the tests of a file share: leave it as you found it, at its prompt."""
+    with closing(large.go_on()) as machine:
         yield machine
-    finally:
-        machine.close()

@@ -32,6 +32,7 @@ class Image:
         with open(os.path.join(directory, "manifest.json"), encoding="utf-8") as file:
             self.manifest: dict[str, Any] = json.load(file)
         self.initrd = os.path.join(directory, self.manifest["initrd"])
+        self.root = os.path.join(directory, self.manifest["root"])
 
     def kernel(self, name: str = "") -> str:
         """The kernel file *name*, or the image's first."""
@@ -39,8 +40,7 @@ class Image:
 
     def copy_root(self, target: str) -> str:
         """A root disk of the test's own at *target*."""
-        source = os.path.join(self.directory, self.manifest["root"])
-        subprocess.run(["cp", "--sparse=always", source, target], check=True)
+        subprocess.run(["cp", "--sparse=always", self.root, target], check=True)
         os.chmod(target, 0o644)
         return target
 
@@ -65,6 +65,11 @@ class LinuxGuest:
     def wait_for_prompt(self, timeout_s: float = BOOT_S) -> None:
         """Until the shell asks for a command."""
         self.console.expect(PROMPT, timeout=timeout_s)
+
+    def ask_for_prompt(self) -> None:
+        """Of a guest that goes on at its prompt, which it has printed before."""
+        self.console.sendline()
+        self.wait_for_prompt()
 
     def expect(self, pattern: str, timeout_s: float = COMMAND_S) -> re.Match[str]:
         """Until *pattern* was printed."""

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.host import PYVMM
+from tests.guest.booted import Booted
 from tests.guest.conftest import Start
 from tests.guest.linux import BOOT_S, MIB, Image
 from vmm.agent.client import DISCARD, Agent, AgentError, AgentLost, AgentRefused, AgentTimeout
@@ -24,18 +25,20 @@ from vmm.agent.client import DISCARD, Agent, AgentError, AgentLost, AgentRefused
 pytestmark = pytest.mark.guest
 
 
-@pytest.fixture(scope="module", params=["mmio", "pci"])
-def path(request: pytest.FixtureRequest, micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The Unix socket of a guest whose root disk may be written to."""
-    directory = tmp_path_factory.mktemp("agent")
-    root, path = micro.copy_root(os.path.join(directory, "root.img")), os.path.join(directory, "vsock")
-    arguments = ["--kernel", micro.kernel(), "--memory", "128M", "--append", "quiet", "--disk", root, "--vsock", path]
-    machine = subprocess.Popen([PYVMM, *arguments, "--serial", "quiet", "--transport", str(request.param)])
+#: What moves data does so on PCI too.
+_ON_BOTH = pytest.mark.parametrize("path", ["mmio", "pci"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=["mmio", pytest.param("pci", marks=pytest.mark.slow)])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The Unix socket of a guest."""
+    path = os.path.join(tmp_path_factory.mktemp("agent"), "vsock")
+    booted: Booted = request.getfixturevalue("large" if request.param == "pci" else "small")
+    machine = subprocess.Popen([PYVMM, *booted.arguments("--serial", "quiet", "--vsock", path)])
     try:
         while not os.path.exists(path):
             assert machine.poll() is None
             time.sleep(0.05)
-        Agent(path, patience_s=BOOT_S).hello(timeout_s=BOOT_S)
         yield path
     finally:
         machine.terminate()
@@ -47,6 +50,7 @@ def agent(path: str) -> Agent:
     return Agent(path)
 
 
+@_ON_BOTH
 def test_the_agent_repeats_a_new_nonce_each_time(agent: Agent) -> None:
     for _ in range(3):
         agent.hello(timeout_s=20)
@@ -73,6 +77,7 @@ def test_merged_streams_keep_their_order(agent: Agent) -> None:
     assert done.stdout == b"out 1\nerr 1\nout 2\nerr 2\nout 3\nerr 3\n"
 
 
+@_ON_BOTH
 def test_stdin_ends_and_is_empty_where_none_is_given(agent: Agent) -> None:
     assert agent.run(["wc", "-c"], stdin=bytes(200_000), timeout_s=60).stdout.strip() == b"200000"
     assert agent.run(["wc", "-c"], timeout_s=60).stdout.strip() == b"0"
@@ -142,6 +147,7 @@ def test_a_background_process_that_writes_for_ever_does_not_keep_a_command_from_
     assert (done.returncode, len(done.stderr)) == (5, 60_000)
 
 
+@_ON_BOTH
 def test_several_at_once_do_not_disturb_each_other(agent: Agent) -> None:
     results: dict[int, bytes] = {}
 
@@ -158,6 +164,7 @@ def test_several_at_once_do_not_disturb_each_other(agent: Agent) -> None:
     assert sorted(results) == list(range(8))
 
 
+@_ON_BOTH
 def test_a_mebibyte_is_put_and_got_unchanged(agent: Agent) -> None:
     data = hashlib.shake_128(b"file").digest(MIB)
     agent.put(io.BytesIO(data), "/tmp/file", 0o640, timeout_s=120)
@@ -243,30 +250,28 @@ def test_a_port_where_nobody_listens_is_refused_at_once(path: str) -> None:
         Agent(path, port=9999, patience_s=2).hello()
 
 
-@pytest.mark.parametrize(("command", "code"), [("echo out; echo err >&2; exit 3", 3), ("kill -9 $$", 137)])
-def test_exec_boots_runs_and_ends_with_the_command_s_status(micro: Image, command: str, code: int) -> None:
+def test_exec_boots_runs_and_ends_with_the_command_s_status(micro: Image) -> None:
+    command = "echo out; echo err >&2; exit 3"
     done = subprocess.run(
         [PYVMM, "--kernel", micro.kernel(), "--initrd", micro.initrd, "--memory", "128M", "--exec", command],
         stdin=subprocess.DEVNULL, capture_output=True, timeout=BOOT_S, check=False,
     )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    if code == 3:
-        assert done.stdout == b"out\n"
-        assert done.stderr.endswith(b"err\n")
+    assert (done.returncode, done.stdout) == (3, b"out\n"), done.stderr
+    assert done.stderr.endswith(b"err\n")
 
 
-def test_pyvmm_exec_passes_streams_and_status(path: str) -> None:
-    command = [sys.executable, "-m", "vmm", "exec", path, "-i", "--", "sh", "-c", "cat; echo bad >&2; exit 9"]
+@pytest.mark.parametrize(("last", "code"), [("exit 9", 9), ("kill -9 $$", 137)])
+def test_pyvmm_exec_passes_streams_and_status(path: str, last: str, code: int) -> None:
+    command = [sys.executable, "-m", "vmm", "exec", path, "-i", "--", "sh", "-c", f"cat; echo bad >&2; {last}"]
     done = subprocess.run(command, input=b"through\n", capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (9, b"through\n", b"bad\n")
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"through\n", b"bad\n")
 
 
 def test_the_agent_answers_in_every_life_of_its_guest(
-    no_others: str, micro: Image, start: Start, tmp_path: os.PathLike[str]
+    no_others: str, small: Booted, start: Start, tmp_path: os.PathLike[str]
 ) -> None:
-    root, snapshot = micro.copy_root(os.path.join(tmp_path, "root.img")), os.path.join(tmp_path, "snapshot")
-    disk = ("-d", f"{root},readonly")
-    start("-k", micro.kernel(), "-m", "128M", "-a", "quiet", *disk, "--name", "first", "--vsock", "auto")
+    snapshot = os.path.join(tmp_path, "snapshot")
+    start(*small.arguments("--name", "first"))
     while not os.path.exists(path := os.path.join(no_others, "first", "vsock.sock")):
         time.sleep(0.05)
     agent = Agent(path, patience_s=BOOT_S)
@@ -311,11 +316,9 @@ def test_the_agent_answers_in_every_life_of_its_guest(
     os.close(stdout)
 
 
-def test_stop_has_the_agent_power_the_guest_off(no_others: str, micro: Image, start: Start) -> None:
-    guest = start(
-        "-k", micro.kernel(), "-i", micro.initrd, "-m", "128M", "-a", "quiet", "--name", "one", "--vsock", "auto"
-    )
-    guest.wait_for_prompt()
+def test_stop_has_the_agent_power_the_guest_off(no_others: str, small: Booted, start: Start) -> None:
+    guest = start(*small.arguments("--name", "one"))
+    guest.ask_for_prompt()
     done = subprocess.run([PYVMM, "stop", "one"], capture_output=True, timeout=60, check=True)
     assert (done.stdout, done.stderr) == (b"", b"")
     assert guest.finish() == 0

@@ -6,6 +6,7 @@ import pytest
 
 from tests.guest.conftest import Start
 from tests.guest.linux import BOOT_S, Image
+from tests.guest.test_clock import assert_right
 
 pytestmark = pytest.mark.guest
 
@@ -29,6 +30,7 @@ def test_boots(micro: Image, start: Start, way: str) -> None:
     guest.expect(description)
     guest.wait_for_prompt()
     assert guest.run("uname -r").startswith("6.")
+    assert_right(lambda: int(guest.run("date +%s")))  # by the RTC
     assert guest.power_off() == 0
     assert "reboot: Power down" in guest.transcript
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.host import PYVMM
+from tests.guest.booted import DISK_SIZE, PROBE, Booted
 from tests.guest.linux import BOOT_S, Image
 from vmm.agent.client import Agent
 from vmm.api.client import Client
@@ -38,30 +39,21 @@ def agent_of(name: str) -> Agent:
 
 
 @pytest.fixture(scope="module")
-def original(micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A running guest whose disk is thrown away at the end, on a lan."""
-    root = micro.copy_root(os.path.join(tmp_path_factory.mktemp("clone"), "root.img"))
-    arguments = ["--kernel", micro.kernel(), "--memory", "128M", "--append", "quiet", "--disk", f"{root},snapshot=on"]
-    machine = subprocess.Popen(
-        [
-            PYVMM,
-            *arguments,
-            "--vsock",
-            "auto",
-            "--serial",
-            "quiet",
-            "--name",
-            "original",
-            "--net",
-            "lan=clones,name=first",
-        ]
-    )
+def original(micro: Image, small: Booted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running guest with a disk at /mnt, which is thrown away at the end, on a lan."""
+    disk = micro.copy_root(os.path.join(tmp_path_factory.mktemp("clone"), "disk.img"))
+    os.truncate(disk, DISK_SIZE)
+    arguments = small.arguments(
+        "--disk", f"{disk},snapshot=on", "--disk", f"{small.disk},readonly", "--serial", "quiet", "--name", "original",
+        net="lan=clones,name=first",
+    )  # fmt: skip
+    machine = subprocess.Popen([PYVMM, *arguments])
     try:
         path = os.path.join(os.environ["PYVMM_RUN"], "original", "vsock.sock")
         while not os.path.exists(path):
             assert machine.poll() is None
             time.sleep(0.05)
-        Agent(path, patience_s=BOOT_S).hello(timeout_s=BOOT_S)
+        run(Agent(path, patience_s=_ASK_S), f"{PROBE}; mount /dev/vda /mnt")
         yield "original"
     finally:
         machine.terminate()
@@ -70,7 +62,7 @@ def original(micro: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def clones(original: str) -> Iterator[list[str]]:
-    run(agent_of(original), "echo before >/before; sync; ip link set eth0 up")
+    run(agent_of(original), "echo before >/mnt/before; sync; ip link set eth0 up")
     names = clone(original, "--count", "3")
     yield names
     subprocess.run([PYVMM, "kill", *names], check=True, timeout=60)
@@ -79,25 +71,23 @@ def clones(original: str) -> Iterator[list[str]]:
 def test_each_is_a_machine_of_its_own(original: str, clones: list[str]) -> None:
     agents = [agent_of(name) for name in clones]
     for name, agent in zip(clones, agents, strict=True):
-        assert run(agent, "cat /before") == "before"
-        run(
-            agent,
-            f"echo {name} >/own; dd if=/dev/urandom of=/big bs=4k count=4; sync; echo 3 >/proc/sys/vm/drop_caches",
-        )
+        assert run(agent, "cat /mnt/before") == "before"
+        run(agent, f"echo {name} >/mnt/own; dd if=/dev/urandom of=/mnt/big bs=4k count=4; sync")
+        run(agent, "echo 3 >/proc/sys/vm/drop_caches")
     for name, agent in zip(clones, agents, strict=True):
-        assert run(agent, "cat /own") == name
+        assert run(agent, "cat /mnt/own") == name
         assert abs(int(run(agent, "date +%s")) - time.time()) < 5
-    assert len({run(agent, "sha256sum </big") for agent in agents}) == len(clones)
+    assert len({run(agent, "sha256sum </mnt/big") for agent in agents}) == len(clones)
     assert len({run(agent, "head -c 16 /dev/urandom | sha256sum") for agent in agents}) == len(clones)
     addresses = {run(agent, "cat /sys/class/net/eth0/address") for agent in [agent_of(original), *agents]}
     assert len(addresses) == len(clones) + 1
-    assert run(agent_of(original), "ls /own || echo none").endswith("none")
+    assert run(agent_of(original), "ls /mnt/own || echo none").endswith("none")
 
 
 def test_clones_of_clones_have_what_these_had(clones: list[str]) -> None:
-    run(agent_of(clones[0]), "echo first >/own; sync")
+    run(agent_of(clones[0]), "echo first >/mnt/own; sync")
     (name,) = clone(clones[0], "--name", "grandchild")
-    assert run(agent_of(name), "cat /own /before").split() == ["first", "before"]
+    assert run(agent_of(name), "cat /mnt/own /mnt/before").split() == ["first", "before"]
     subprocess.run([PYVMM, "kill", name], check=True, timeout=60)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.guest.booted import Booted
 from tests.guest.conftest import Start
 from tests.guest.linux import Image, LinuxGuest
 
@@ -11,47 +12,44 @@ pytestmark = pytest.mark.guest
 
 
 @pytest.fixture
-def booting(micro: Image, start: Start, request: pytest.FixtureRequest) -> LinuxGuest:
-    """A guest from its initrd, not yet at its prompt; the test's parameters are options."""
-    options = getattr(request, "param", ())
-    return start("-k", micro.kernel(), "-i", micro.initrd, "-m", "128M", "-a", "quiet", *options)
+def guest(large: Booted, start: Start) -> LinuxGuest:
+    """A guest with two CPUs that may not reboot."""
+    machine = start(*large.arguments())
+    machine.ask_for_prompt()
+    return machine
 
 
-def test_reboot_boots_again_and_poweroff_ends_with_0(booting: LinuxGuest) -> None:
-    booting.wait_for_prompt()
-    booting.run("touch /this-boot")
-    booting.console.sendline("reboot")
-    booting.expect("reboot: Restarting system")
-    booting.wait_for_prompt()
-    booting.run("test -e /this-boot", fails=True)
-    assert booting.power_off() == 0
+def test_reboot_boots_again_and_poweroff_ends_with_0(micro: Image, start: Start) -> None:
+    guest = start("-k", micro.kernel(), "-i", micro.initrd, "-m", "128M", "-a", "quiet")
+    guest.wait_for_prompt()
+    guest.run("touch /this-boot")
+    guest.console.sendline("reboot")
+    guest.expect("reboot: Restarting system")
+    guest.wait_for_prompt()
+    guest.run("test -e /this-boot", fails=True)
+    assert guest.power_off() == 0
 
 
-@pytest.mark.parametrize("booting", [("--no-reboot",)], indirect=True)
-def test_reboot_ends_with_122_where_none_is_wanted(booting: LinuxGuest) -> None:
-    booting.wait_for_prompt()
-    booting.console.sendline("reboot -f")
-    assert booting.finish() == 122
-    assert "pyvmm: the guest rebooted" in booting.transcript
+def test_reboot_ends_with_122_where_none_is_wanted(guest: LinuxGuest) -> None:
+    guest.console.sendline("reboot -f")
+    assert guest.finish() == 122
+    assert "pyvmm: the guest rebooted" in guest.transcript
 
 
-def test_a_panic_ends_with_120_and_its_message(booting: LinuxGuest) -> None:
-    booting.wait_for_prompt()
-    booting.console.sendline("echo c > /proc/sysrq-trigger")
-    assert booting.finish() == 120
-    assert "pyvmm: guest panic: " in booting.transcript
-    assert "sysrq triggered crash" in booting.transcript.rpartition("pyvmm: guest panic: ")[2]
+def test_a_panic_ends_with_120_and_its_message(guest: LinuxGuest) -> None:
+    guest.console.sendline("echo; echo c > /proc/sysrq-trigger")  # its message has a line of its own
+    assert guest.finish() == 120
+    assert "pyvmm: guest panic: " in guest.transcript
+    assert "sysrq triggered crash" in guest.transcript.rpartition("pyvmm: guest panic: ")[2]
 
 
-@pytest.mark.parametrize("booting", [("--cpus", "2")], indirect=True)
-def test_a_halt_of_all_cpus_is_noticed_and_ends_with_121(booting: LinuxGuest) -> None:
-    booting.wait_for_prompt()
-    booting.console.sendline("halt -f")
-    booting.expect("reboot: System halted")
-    assert booting.finish(15) == 121
-    assert "pyvmm: the guest halted all its CPUs with interrupts off" in booting.transcript
+def test_a_halt_of_all_cpus_is_noticed_and_ends_with_121(guest: LinuxGuest) -> None:
+    guest.console.sendline("halt -f")
+    guest.expect("reboot: System halted")
+    assert guest.finish(15) == 121
+    assert "pyvmm: the guest halted all its CPUs with interrupts off" in guest.transcript
 
 
-@pytest.mark.parametrize("booting", [("--timeout", "3")], indirect=True)
-def test_a_boot_that_takes_too_long_ends_with_124(booting: LinuxGuest) -> None:
-    assert booting.finish(15) == 124
+def test_a_boot_that_takes_too_long_ends_with_124(micro: Image, start: Start) -> None:
+    guest = start("-k", micro.kernel(), "-i", micro.initrd, "-m", "128M", "-a", "quiet", "--timeout", "3")
+    assert guest.finish(15) == 124

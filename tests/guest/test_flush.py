@@ -44,6 +44,7 @@ def test_synced_data_survives_a_power_failure_and_unsynced_does_not(
         command=(sys.executable, "-c", PYVMM_WITHOUT_IO_URING),
     )  # fmt: skip
     guest.wait_for_prompt()
+    guest.run("stty -echo")  # which takes 5 ms a character
     guest.run("for n in 1 2 3; do echo synced $n | dd of=/root/synced$n conv=fsync 2>/dev/null; done")
     guest.run("echo unsynced > /root/unsynced")
     block = behind // 4096

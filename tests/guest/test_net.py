@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import http.server
-import os
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
-from tests.guest.linux import MIB, Image, LinuxGuest, make_disk, sha256
+from tests.guest.booted import PROBE, Booted
+from tests.guest.linux import MIB, LinuxGuest, sha256
 from tests.guest.transfer import TRANSFER_S, end_serving, fetch_here, serve
 from tests.net.namespace import links, make_bridge, network_namespace
 
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.net]
 
 HOST = "10.0.0.1"
 ADDRESSES = ("10.0.0.2", "10.0.0.3")
-SIZES_MIB = (2, pytest.param(20, marks=pytest.mark.slow))
+SIZES_MIB = (1, pytest.param(20, marks=pytest.mark.slow))
 PORT = 5000
 
 
@@ -29,29 +30,14 @@ def bridge() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What the first guest sends, and where it puts what it gets."""
-    return make_disk(os.path.join(tmp_path_factory.mktemp("net"), "transfer.img"), 20 * MIB)
-
-
-@pytest.fixture(scope="module")
-def pair(micro: Image, bridge: str, disk: str) -> Iterator[tuple[LinuxGuest, LinuxGuest]]:
-    """Two guests on the bridge; the first has the disk."""
-    guests = []
-    for address, more in zip(ADDRESSES, (("-d", disk), ()), strict=True):
-        guests.append(
-            LinuxGuest(
-                "-k", micro.kernel(), "-i", micro.initrd, "-m", "128M", "-n", f"bridge={bridge}", *more,
-                "-a", f"quiet root= ip={address}::{HOST}:255.255.255.0::eth0:off",
-            )
-        )  # fmt: skip
-    try:
-        for guest in guests:
-            guest.wait_for_prompt()
-        yield guests[0], guests[1]
-    finally:
-        for guest in guests:
-            guest.close()
+def pair(small: Booted, bridge: str, data: str) -> Iterator[tuple[LinuxGuest, LinuxGuest]]:
+    """Two guests on the bridge, with the disk."""
+    with ExitStack() as ends:
+        one, other = (ends.enter_context(closing(small.go_on(disk=data, net=f"bridge={bridge}"))) for _ in ADDRESSES)
+        for guest, address in zip((one, other), ADDRESSES, strict=True):
+            guest.run(PROBE)
+            guest.run(f"ip address add {address}/24 dev eth0; ip link set eth0 up")
+        yield one, other
 
 
 def test_a_guest_pings_the_host(pair: tuple[LinuxGuest, LinuxGuest]) -> None:
@@ -70,17 +56,17 @@ def test_the_cards_differ_and_tell_their_mtu(pair: tuple[LinuxGuest, LinuxGuest]
 
 
 @pytest.mark.parametrize("size_mib", SIZES_MIB)
-def test_mib_from_the_guest_by_tcp(pair: tuple[LinuxGuest, LinuxGuest], disk: str, size_mib: int) -> None:
+def test_mib_from_the_guest_by_tcp(pair: tuple[LinuxGuest, LinuxGuest], data: str, size_mib: int) -> None:
     serve(pair[0], size_mib)
-    fetch_here(ADDRESSES[0], disk, size_mib)
+    fetch_here(ADDRESSES[0], data, size_mib)
     end_serving(pair[0])
 
 
 @pytest.mark.parametrize("size_mib", SIZES_MIB)
-def test_mib_to_the_guest_by_tcp(pair: tuple[LinuxGuest, LinuxGuest], disk: str, size_mib: int) -> None:
+def test_mib_to_the_guest_by_tcp(pair: tuple[LinuxGuest, LinuxGuest], data: str, size_mib: int) -> None:
     class Server(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            with open(disk, "rb") as file:
+            with open(data, "rb") as file:
                 self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + file.read(size_mib * MIB))
 
         def log_message(self, *_: object) -> None:
@@ -92,4 +78,4 @@ def test_mib_to_the_guest_by_tcp(pair: tuple[LinuxGuest, LinuxGuest], disk: str,
         guest.console.sendline(f"wget -q -O /run/data http://{HOST}:{PORT}/; echo go''t=$?")
         server.handle_request()
         assert guest.expect(r"got=(\d+)\r", TRANSFER_S).group(1) == "0"
-    assert guest.run("sha256sum /run/data; rm /run/data", TRANSFER_S).split()[0] == sha256(disk, size_mib * MIB)
+    assert guest.run("sha256sum /run/data; rm /run/data", TRANSFER_S).split()[0] == sha256(data, size_mib * MIB)

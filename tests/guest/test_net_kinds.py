@@ -4,15 +4,16 @@ send arrives. (The kinds that need no right: `test_net_lan.py`, `test_net_user.p
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import pytest
 
-from tests.guest.linux import MIB, Image, LinuxGuest, make_disk
+from tests.guest.booted import PROBE, Booted
+from tests.guest.linux import LinuxGuest
 from tests.guest.transfer import end_serving, fetch, serve
 from tests.net import managed
 from tests.net.namespace import ip, make_bridge
@@ -35,8 +36,6 @@ DNSMASQ = (
     "exec dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file --leasefile-ro --no-resolv --no-hosts "
     "--bind-interfaces --except-interface=lo --interface={0} --dhcp-range={1}00,{1}99 --dhcp-authoritative --no-ping"
 )
-
-Pair = dict[str, LinuxGuest]
 
 
 @pytest.fixture(scope="module")
@@ -68,35 +67,12 @@ def host() -> Iterator[managed.Host]:
         assert managed.state(made) == before
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What the first guest sends."""
-    return make_disk(os.path.join(tmp_path_factory.mktemp("nat"), "data.img"), 20 * MIB)
-
-
-@pytest.fixture(scope="module")
-def pair(micro: Image, host: managed.Host, disk: str) -> Iterator[Pair]:
-    """Guests by name; the first has the disk."""
-    pair = {}
-    for name, more in zip(NAMES, (("-d", f"{disk},readonly"), ()), strict=True):
-        cards = [option for net, _, _ in KINDS.values() for option in ("-n", net.format(name))]
-        pair[name] = LinuxGuest(
-            "-k", micro.kernel(), "-i", micro.initrd, "-m", "128M", *cards, *more, "-a", "quiet root="
-        )
-    try:
-        for guest in pair.values():
-            guest.wait_for_prompt()
-        yield pair
-    finally:
-        for guest in pair.values():
-            guest.close()
-
-
 @dataclass
-class Kind:
-    """What both guests use now: the cards of that *kind*, with these *addresses* by guest."""
+class Pair:
+    """Guests with a card on a network of *kind*, and their *addresses*, both by name."""
 
     kind: str
+    guests: dict[str, LinuxGuest]
     addresses: dict[str, str]
 
     def finds(self, guest: str) -> str:
@@ -105,46 +81,47 @@ class Kind:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def used(request: pytest.FixtureRequest, pair: Pair) -> Kind:
-    """The guests have asked for addresses with their cards of one kind, and have no others."""
-    card = f"eth{list(KINDS).index(request.param)}"
-    addresses = {}
-    for name, guest in pair.items():
-        guest.run("for n in 0 1 2 3; do ip link set eth$n down; done; ip address flush scope global")
-        guest.run(f"udhcpc -n -q -f -i {card} -x hostname:{name}")
-        addresses[name] = guest.run(f"ip -4 -o address show {card}").split()[3]
-    return Kind(request.param, addresses)
+def pair(request: pytest.FixtureRequest, small: Booted, host: managed.Host, data: str) -> Iterator[Pair]:
+    """They have asked for their addresses, and have the disk."""
+    pair = Pair(request.param, {}, {})
+    with ExitStack() as ends:
+        for name in NAMES:
+            guest = ends.enter_context(closing(small.go_on(disk=data, net=KINDS[request.param][0].format(name))))
+            guest.run(PROBE)
+            guest.run(f"udhcpc -n -q -f -x hostname:{name}")
+            pair.guests[name], pair.addresses[name] = guest, guest.run("ip -4 -o address show eth0").split()[3]
+        yield pair
 
 
-def test_each_gets_an_address(used: Kind) -> None:
-    assert all(address.startswith(KINDS[used.kind][1]) for address in used.addresses.values())
+def test_each_gets_an_address(pair: Pair) -> None:
+    assert all(address.startswith(KINDS[pair.kind][1]) for address in pair.addresses.values())
 
 
-@pytest.mark.parametrize("used", ["nat"], indirect=True)
-def test_it_is_the_address_of_its_name(used: Kind) -> None:
+@pytest.mark.parametrize("pair", ["nat"], indirect=True)
+def test_it_is_the_address_of_its_name(pair: Pair) -> None:
     known = guests.read_guests(Store(), "lab")
-    assert used.addresses == {name: f"{known[name].address}/24" for name in NAMES}
+    assert pair.addresses == {name: f"{known[name].address}/24" for name in NAMES}
 
 
-def test_they_find_each_other_by_name(pair: Pair, used: Kind) -> None:
-    for guest, other in zip(pair.values(), reversed(pair), strict=True):
-        assert "2 packets received" in guest.run(f"ping -c 2 {used.finds(other)}")
+def test_they_find_each_other_by_name(pair: Pair) -> None:
+    for guest, other in zip(pair.guests.values(), reversed(NAMES), strict=True):
+        assert "2 packets received" in guest.run(f"ping -c 2 {pair.finds(other)}")
 
 
-def test_they_reach_the_world(pair: Pair, used: Kind) -> None:
-    assert "2 packets received" in pair["web1"].run("ping -c 2 198.51.100.1")
+def test_they_reach_the_world(pair: Pair) -> None:
+    assert "2 packets received" in pair.guests["web1"].run("ping -c 2 198.51.100.1")
 
 
 @pytest.mark.parametrize("size_mib", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_mib_from_guest_to_guest(pair: Pair, disk: str, used: Kind, size_mib: int) -> None:
-    server, client = pair.values()
+def test_mib_from_guest_to_guest(pair: Pair, data: str, size_mib: int) -> None:
+    server, client = pair.guests.values()
     serve(server, size_mib)
-    fetch(client, f"http://{used.finds(NAMES[0])}/data", disk, size_mib)
+    fetch(client, f"http://{pair.finds(NAMES[0])}/data", data, size_mib)
     end_serving(server)
 
 
-@pytest.mark.parametrize("used", ["nat", "private"], indirect=True)
-def test_the_host_finds_them_by_name(host: managed.Host, used: Kind) -> None:
-    name = f"{used.finds(NAMES[0])}.lab"
+@pytest.mark.parametrize("pair", ["nat", "private"], indirect=True)
+def test_the_host_finds_them_by_name(host: managed.Host, pair: Pair) -> None:
+    name = f"{pair.finds(NAMES[0])}.lab"
     address = next(line.split()[0] for line in host.names().splitlines() if name in line.split())
     subprocess.run(["busybox", "ping", "-c", "2", "-W", "5", address], check=True)

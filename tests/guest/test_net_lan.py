@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
 from tests.fakes.host import KVM_FOR_ALL, NOBODY
-from tests.guest.linux import Image, LinuxGuest
+from tests.guest.booted import PROBE, Booted
+from tests.guest.linux import LinuxGuest
 from tests.guest.transfer import end_serving, fetch, serve
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
@@ -18,26 +19,21 @@ Pair = dict[str, LinuxGuest]
 
 
 @pytest.fixture(scope="module")
-def pair(micro: Image, user_directory: str, user_disk: str) -> Iterator[Pair]:
-    """Guests by name, each with the address that it asked for; the first has the disk."""
-    kernel, initrd = (shutil.copy(path, user_directory) for path in (micro.kernel(), micro.initrd))
+def pair(small: Booted, user_directory: str, user_disk: str) -> Iterator[Pair]:
+    """Guests by name, each with the disk and the address that it asked for."""
+    own = small.copy(user_directory)
     pair = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", user_directory)
-        patch.setenv("PYVMM_CACHE", os.path.join(user_directory, "none"))
-        for name, more in zip(("db", "web"), (("-d", f"{user_disk},readonly"), ()), strict=True):
-            pair[name] = LinuxGuest(
-                "-k", kernel, "-i", initrd, "-m", "128M", "-n", f"lan=lab,name={name}", *more, "-a", "quiet root=",
-                before=(*KVM_FOR_ALL, *NOBODY),
-            )  # fmt: skip
-    try:
+    with ExitStack() as ends:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", user_directory)
+            patch.setenv("PYVMM_CACHE", os.path.join(user_directory, "none"))
+            for name in ("db", "web"):
+                guest = own.go_on(disk=user_disk, net=f"lan=lab,name={name}", before=(*KVM_FOR_ALL, *NOBODY))
+                pair[name] = ends.enter_context(closing(guest))
         for guest in pair.values():
-            guest.wait_for_prompt()
+            guest.run(PROBE)
             guest.run("udhcpc -n -q -f")
         yield pair
-    finally:
-        for guest in pair.values():
-            guest.close()
 
 
 def test_each_gets_an_address_of_its_own(pair: Pair) -> None:
@@ -51,7 +47,7 @@ def test_they_find_each_other_by_name(pair: Pair) -> None:
     assert "3 packets received" in pair["web"].run("ping -c 3 db.lab")
 
 
-@pytest.mark.parametrize("size_mib", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size_mib", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_mib_from_guest_to_guest(pair: Pair, user_disk: str, size_mib: int) -> None:
     serve(pair["db"], size_mib)
     fetch(pair["web"], "http://db/data", user_disk, size_mib)

@@ -16,7 +16,7 @@ from tests.net.namespace import ip, make_bridge, network_namespace
 pytestmark = [pytest.mark.guest, pytest.mark.net]
 
 HOST, GUEST = "10.0.0.1", "10.0.0.2"
-TRANSFER_BYTES, TRANSFER_S = 4 * MIB, 300
+TRANSFER_BYTES, TRANSFER_S = MIB, 300
 
 
 @pytest.mark.parametrize("engine", ["native", pytest.param("python", marks=pytest.mark.slow)])

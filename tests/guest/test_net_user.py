@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from tests.fakes.host import NOBODY, private_dev
-from tests.guest.linux import MIB, Image, LinuxGuest
+from tests.guest.booted import PROBE, Booted
+from tests.guest.linux import MIB, LinuxGuest
 from tests.guest.transfer import end_serving, fetch, fetch_here, serve
 from tests.net import managed
 
 pytestmark = [pytest.mark.guest, pytest.mark.net, pytest.mark.root]
 
-SIZES_MIB = (2, pytest.param(20, marks=pytest.mark.slow))
+SIZES_MIB = (1, pytest.param(20, marks=pytest.mark.slow))
 #: Beyond the host's router: a name server, and files.
 WORLD = "198.51.100.1"
 DNSMASQ = (
@@ -40,25 +41,20 @@ def world(user_directory: str, user_disk: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def guest(micro: Image, user_directory: str, user_disk: str, world: None) -> Iterator[LinuxGuest]:
+def guest(small: Booted, user_directory: str, user_disk: str, world: None) -> Iterator[LinuxGuest]:
     """It has asked for its address, and has the disk."""
-    kernel, initrd = (shutil.copy(path, user_directory) for path in (micro.kernel(), micro.initrd))
+    own = small.copy(user_directory)
     resolver = os.path.join(user_directory, "resolv.conf")
     with open(resolver, "w") as file:
         file.write(f"nameserver {WORLD}\n")
     before = private_dev("mknod -m 666 /dev/kvm c 10 232", f"mount --bind {resolver} /etc/resolv.conf")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYVMM_CACHE", os.path.join(user_directory, "none"))
-        made = LinuxGuest(
-            "-k", kernel, "-i", initrd, "-m", "128M", "-n", "user,hostfwd=tcp:2222-:80", "-d", f"{user_disk},readonly",
-            "-a", "quiet root=", before=(*before, *NOBODY),
-        )  # fmt: skip
-    try:
-        made.wait_for_prompt()
+        made = own.go_on(disk=user_disk, net="user,hostfwd=tcp:2222-:80", before=(*before, *NOBODY))
+    with closing(made):
+        made.run(PROBE)
         made.run("udhcpc -n -q -f")
         yield made
-    finally:
-        made.close()
 
 
 def test_it_has_the_hosts_address_and_the_large_mtu(guest: LinuxGuest) -> None:

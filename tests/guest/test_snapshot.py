@@ -9,8 +9,9 @@ import time
 import pytest
 
 from tests.fakes.host import PYVMM
+from tests.guest.booted import Booted
 from tests.guest.conftest import Start
-from tests.guest.linux import Image, LinuxGuest, make_disk, sha256
+from tests.guest.linux import Image, LinuxGuest, sha256
 
 TIMES = 2
 #: Reads the disk around the cache.
@@ -24,16 +25,21 @@ def take(name: str, path: str) -> None:
 @pytest.mark.usefixtures("no_others")
 @pytest.mark.parametrize("transport", [pytest.param("mmio", marks=pytest.mark.slow), "pci"])
 def test_it_goes_on_with_its_work(
-    start: Start, micro: Image, root: str, tmp_path: os.PathLike[str], transport: str
+    start: Start, micro: Image, large: Booted, tmp_path: os.PathLike[str], transport: str
 ) -> None:
-    data, path = make_disk(os.path.join(tmp_path, "data.img"), 1 << 20), os.path.join(tmp_path, "snap")
-    guest: LinuxGuest = start(
-        "--kernel", micro.kernel(), "--cpus", "2", "--memory", "256M", "--transport", transport, "--append", "quiet",
-        "--disk", f"{root},readonly", "--disk", f"{data},readonly", "--net", "lan=snap", "--name", "first",
-    )  # fmt: skip
-    guest.wait_for_prompt()
+    path = os.path.join(tmp_path, "snap")
+    if transport == "pci":
+        guest: LinuxGuest = start(*large.arguments("--name", "first"))
+        guest.ask_for_prompt()
+    else:
+        guest = start(
+            "--kernel", micro.kernel(), "--cpus", "2", "--memory", "256M", "--append", "quiet",
+            "--disk", f"{micro.root},readonly", "--disk", f"{large.disk},readonly", "--net", "lan=snap",
+            "--name", "first",
+        )  # fmt: skip
+        guest.wait_for_prompt()
     guest.run("ip link set eth0 up")
-    expected = f"{sha256(data, 512 << 10)}  -"
+    expected = f"{sha256(large.disk, 512 << 10)}  -"
     guest.run(f'while :; do [ "$({READ})" = "{expected}" ] || echo ba""d; done & sleep 1')
     guest.run("x=remembered")
     take("first", path)

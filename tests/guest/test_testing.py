@@ -72,8 +72,8 @@ def test_files_come_and_go(vm: VM, tmp_path: Path) -> None:
 
 
 def test_a_program_of_the_host_runs_in_the_guest(vm: VM) -> None:
-    vm.put_program("dumpe2fs")
-    assert "dumpe2fs 1." in vm.run(["dumpe2fs", "-V"]).stderr
+    vm.put_program("dash")
+    assert vm.run(["dash", "-c", "echo $0 $((6 * 7))"]).stdout == "dash 42\n"
 
 
 def test_the_console_is_pexpect_s(vm: VM) -> None:
@@ -85,19 +85,19 @@ def test_the_console_is_pexpect_s(vm: VM) -> None:
 
 def test_clones_do_not_see_each_other(booted: Snapshot) -> None:
     with booted.clone() as one, booted.clone() as other:
-        one.run("echo one > /root/file; dd if=/dev/urandom of=/dev/vdb bs=64k count=4 2>/dev/null; sync")
+        one.run("echo one > /root/file; dd if=/dev/urandom of=/dev/vdb bs=512 count=1 2>/dev/null; sync")
         assert other.run("ls /root; head -c 16 /dev/vdb | hexdump -v -e '1/1 \"%x\"'").stdout == "0" * 16
         assert one.run("cat /root/file").stdout == "one\n"
 
 
 def test_each_clone_has_the_right_time_and_random_numbers_of_its_own(booted: Snapshot) -> None:
     seen = set()
-    for _ in range(3):
+    for _ in range(2):
         with booted.clone() as vm:
             now, number = vm.run("date +%s; head -c 16 /dev/urandom | hexdump -e '4/4 \"%08x\"'").stdout.split()
             assert abs(int(now) - time.time()) < 30
             seen.add(number)
-    assert len(seen) == 3
+    assert len(seen) == 2
 
 
 def test_a_snapshot_of_a_clone_has_what_is_in_memory_and_on_disks(vm: VM) -> None:
@@ -187,14 +187,14 @@ def test_each_test_has_a_clone_also_of_several_workers(pytester: pytest.Pytester
         """
         import pytest
 
-        @pytest.mark.parametrize("number", range(6))
+        @pytest.mark.parametrize("number", range(4))
         def test_it(vm, number):
             assert vm.run("cat /root/number", check=False).stdout == ""
             vm.run(f"echo {number} > /root/number")
         """,
         *("-n", "2"),
     )
-    done.assert_outcomes(passed=6)
+    done.assert_outcomes(passed=4)
     assert place.running() == []
 
 
