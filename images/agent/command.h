@@ -120,14 +120,14 @@ static long start_command(struct connection *c, char *payload, unsigned size)
 
     if ((error = SYS(pipe2, out, O_CLOEXEC, 0, 0, 0)) < 0)
         return error;
-    if (!(head[0] & EXEC_MERGED) && (error = SYS(pipe2, errors, O_CLOEXEC, 0, 0, 0)) < 0)
+    if ((error = SYS(pipe2, errors, O_CLOEXEC, 0, 0, 0)) < 0)
         goto no_errors;
     if (head[0] & EXEC_STDIN) {
         if ((error = SYS(pipe2, in, O_CLOEXEC, 0, 0, 0)) < 0)
             goto no_input;
         SYS(fcntl, in[1], F_SETFL, O_WRONLY | O_NONBLOCK, 0, 0);
     }
-    int streams[3] = {in[0], out[1], head[0] & EXEC_MERGED ? out[1] : errors[1]};
+    int streams[3] = {in[0], out[1], errors[1]};
     error = spawn(c, streams, directory, vector, vector + head[1] + 1);
     if (in[0] != nothing)
         close_fd(&in[0]);

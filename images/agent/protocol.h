@@ -31,8 +31,7 @@ enum frame {
 };
 
 enum exec_flags {
-    EXEC_STDIN = 1,  /* STDIN frames follow; else it is empty */
-    EXEC_MERGED = 2, /* stderr goes where stdout goes */
+    EXEC_STDIN = 1, /* STDIN frames follow; else it is empty */
 };
 
 #endif

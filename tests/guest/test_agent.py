@@ -71,12 +71,6 @@ def test_the_exit_status_and_the_signal_that_ended_a_command_are_told_apart(agen
     assert agent.run(["sh", "-c", "kill -9 $$"], timeout_s=60).returncode == -signal.SIGKILL
 
 
-def test_merged_streams_keep_their_order(agent: Agent) -> None:
-    script = "for n in 1 2 3; do echo out $n; echo err $n >&2; done"
-    done = agent.run(["sh", "-c", script], merged=True, timeout_s=60)
-    assert done.stdout == b"out 1\nerr 1\nout 2\nerr 2\nout 3\nerr 3\n"
-
-
 @_ON_BOTH
 def test_stdin_ends_and_is_empty_where_none_is_given(agent: Agent) -> None:
     assert agent.run(["wc", "-c"], stdin=bytes(200_000), timeout_s=60).stdout.strip() == b"200000"

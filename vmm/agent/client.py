@@ -46,7 +46,7 @@ _STUCK_S = 5.0
 _SEED_BYTES = 64
 _NONCE_BYTES = 16
 _SIGNALS_MAX = 16
-_EXEC_STDIN, _EXEC_MERGED = 1, 2
+_EXEC_STDIN = 1
 
 
 class Completed:
@@ -143,17 +143,16 @@ class Agent:
         stdin: bytes | int = b"",
         stdout: int | None = None,
         stderr: int | None = None,
-        merged: bool = False,
         timeout_s: float | None = None,
         signals: int | None = None,
     ) -> Completed:
         """Run *argv* in the guest, as root, in a session of its own; how it ended.
 
         *env* is added to `ENVIRONMENT`. *stdin* is data, or a descriptor to read from. *stdout* and *stderr* are
-        descriptors to write to as the output comes, `DISCARD`, or None: then it is in the result. *merged* puts
-        stderr where stdout goes, in order. What a background process prints after the command has ended is lost.
-        After *timeout_s*, or when the connection ends, the command and its process group are killed. *signals*
-        is a descriptor of signals to send to them, a byte for each: such as that of `signal.set_wakeup_fd`.
+        descriptors to write to as the output comes, `DISCARD`, or None: then it is in the result. What a background
+        process prints after the command has ended is lost. After *timeout_s*, or when the connection ends, the command
+        and its process group are killed. *signals* is a descriptor of signals to send to them, a byte for each: such
+        as that of `signal.set_wakeup_fd`.
 
         Raises:
             AgentRefused: it printed more than `OUTPUT_MAX` for the result too.
@@ -162,7 +161,7 @@ class Agent:
         if not argv or any("\0" in text for text in strings):
             raise ValueError("a command is one word at least, and no text has a NUL in it")
         has_input = stdin != b""
-        flags = (_EXEC_STDIN if has_input else 0) | (_EXEC_MERGED if merged else 0)
+        flags = _EXEC_STDIN if has_input else 0
         request = b"".join(
             (
                 flags.to_bytes(4, "little"),
