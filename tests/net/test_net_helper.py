@@ -91,6 +91,11 @@ def test_a_guest_by_name_has_its_addresses(store: Store, network: Nat, service: 
         assert again.name == guest.tap
 
 
+def test_a_user_cannot_take_a_name_that_the_host_uses(host: Host, network: Nat, service: Service) -> None:
+    with joined(NetConfig(network="lab", name="localhost")):
+        assert "\tlocalhost.lab\t# pyvmm net lab\n" in host.names()
+
+
 def test_a_name_runs_once(network: Nat, service: Service) -> None:
     with joined(NetConfig(network="lab", name="web1")), pytest.raises(BackendError, match="web1 runs already: "):
         joined(NetConfig(network="lab", name="web1"))

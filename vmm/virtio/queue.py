@@ -128,6 +128,8 @@ class VirtQueue:
     def unpop(self) -> None:
         """Put the buffer that was popped last back, unused."""
         self.next_avail = (self.next_avail - 1) & 0xFFFF
+        if self.stopped:
+            self._avail_idx = self.next_avail  # it is not to be popped again
 
     def push(self, head: int, written: int) -> None:
         """Stage the buffer *head* as used, with *written* bytes written from its first writable byte on."""

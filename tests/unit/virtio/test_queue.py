@@ -158,6 +158,8 @@ def test_a_stopped_queue_is_left_alone(memory: GuestMemory) -> None:
     queue.push(chain.head, 4)
     queue.suppress_kicks()
     assert queue.pop() is None
+    queue.unpop()
+    assert queue.pop() is None
     assert queue.want_kicks()
     assert not queue.publish()
     assert memory.read(driver.device, 6 + 8 * driver.size) == rings

@@ -75,7 +75,9 @@ class Names:
 
     def __init__(self, store: Store, network: Nat, guest: Guest) -> None:
         self._store, self._network, self._guest = store, network, guest
-        self._line = f"{guest.address}\t{guest.name}.{network.name} {guest.name}\t# pyvmm net {network.name}\n"
+        # A user's guest could be called localhost, or as a host that others mean.
+        short = "" if guest.owner is not None and not guest.attached else f" {guest.name}"
+        self._line = f"{guest.address}\t{guest.name}.{network.name}{short}\t# pyvmm net {network.name}\n"
         #: What dnsmasq is to know, by file.
         self._told = {
             (network.name, "hosts", guest.name): f"{guest.mac},{guest.address},{guest.name}\n",
