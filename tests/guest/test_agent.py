@@ -203,6 +203,7 @@ def test_a_file_larger_than_wanted_is_not_taken(agent: Agent) -> None:
     assert len(target.getvalue()) == 1000
 
 
+@pytest.mark.parametrize("path", ["pci"], indirect=True)  # which has something to sync
 def test_others_do_not_wait_for_a_sync(agent: Agent) -> None:
     agent.run(["dd", "if=/dev/zero", "of=/tmp/dirty", "bs=64k", "count=16"], timeout_s=60)
     syncing = threading.Thread(target=agent.sync)
