@@ -34,7 +34,8 @@ KINDS = {
 #: DHCP and DNS where they are not pyvmm's: beyond the physical bridge, and on one of somebody else's.
 DNSMASQ = (
     "exec dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file --leasefile-ro --no-resolv --no-hosts "
-    "--bind-interfaces --except-interface=lo --interface={0} --dhcp-range={1}00,{1}99 --dhcp-authoritative --no-ping"
+    "--bind-interfaces --except-interface=lo --interface={0} --dhcp-range={1}00,{1}99 --dhcp-authoritative --no-ping "
+    "--domain-needed"  # else it refuses to be asked for the IPv6 addresses of names that it knows
 )
 
 
