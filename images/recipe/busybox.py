@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 GUEST = os.path.join(os.path.dirname(os.path.dirname(__file__)), "guest")
 FRAGMENT = os.path.join(GUEST, "busybox.config")
-MALLOC = os.path.join(GUEST, "malloc.c")
 PACKAGE = "busybox"
 DEBIAN_CONFIG = "debian/config/pkg/static"
 LIBC = "/usr/lib/x86_64-linux-musl/libc.a"
@@ -51,7 +50,6 @@ class Busybox:
             "source": {self._source.name: self._source.version},
             "compiler": version.splitlines()[0],
             "libc": sha256_file(LIBC),
-            "malloc": sha256_file(MALLOC),
             "revision": REVISION,
         }
 
@@ -68,9 +66,6 @@ class Busybox:
         with build.progress.stage("configure busybox"):
             configure(tree, make, build)
         with build.progress.stage("build busybox"):
-            # As builtins, malloc() and memset() would make a calloc() of calloc() itself.
-            flags = ["-Os", "-Wall", "-Wextra", "-Werror", "-fno-pie", "-fno-builtin"]
-            build.run(["musl-gcc", *flags, "-c", "-o", os.path.join(tree, "malloc.o"), MALLOC])
             build.run(
                 [*make, "busybox"], cwd=tree, detail=lambda lines: f"{min(lines, MAKE_LINES)}/~{MAKE_LINES} steps"
             )
