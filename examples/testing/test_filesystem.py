@@ -38,6 +38,7 @@ def test_a_damaged_one_is_refused_and_repaired(mounted: VM) -> None:
 
 
 def test_a_full_one_says_so_and_goes_on(mounted: VM) -> None:
-    full = mounted.run("dd if=/dev/zero of=/mnt/big bs=1M", check=False)
+    mounted.run("fallocate -l 8M /mnt/most")
+    full = mounted.run("dd if=/dev/zero of=/mnt/rest bs=64k", check=False)
     assert "No space left on device" in full.stderr
-    mounted.run("rm /mnt/big && echo more > /mnt/other")
+    mounted.run("rm /mnt/rest && echo more > /mnt/other")
