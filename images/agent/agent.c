@@ -177,10 +177,20 @@ static void work_off(struct connection *c)
     }
 }
 
+static long read_socket(struct connection *c, char *data, size_t size, int flags)
+{
+    return sys6(__NR_recvfrom, c->fd[SOCKET], (long)data, size, MSG_DONTWAIT | flags, 0, 0);
+}
+
+/*
+ * Reads, and does what that asks for. A request is obeyed before it is taken from the socket: Linux tells the host of each
+ * read that leaves nothing, by a packet of its own, and two switches of processes that the answer would have to wait for.
+ */
 static void receive(struct connection *c)
 {
-    long count = sys6(__NR_recvfrom, c->fd[SOCKET], (long)(c->in_data + c->in), sizeof c->in_data - c->in,
-                      MSG_DONTWAIT, 0, 0);
+    static char taken[sizeof c->in_data];
+    int peek = c->busy ? 0 : MSG_PEEK;
+    long count = read_socket(c, c->in_data + c->in, sizeof c->in_data - c->in, peek);
 
     if (count == -EAGAIN || count == -EINTR)
         return;
@@ -190,6 +200,8 @@ static void receive(struct connection *c)
     }
     c->in += count;
     work_off(c);
+    if (peek && c->fd[SOCKET] >= 0 && read_socket(c, taken, count, 0) != count)
+        hang_up(c);
 }
 
 /* --- the loop --------------------------------------------------------------------------------------------------- */

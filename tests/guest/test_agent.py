@@ -46,8 +46,9 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def agent(path: str) -> Agent:
-    return Agent(path)
+def agent(path: str) -> Iterator[Agent]:
+    with contextlib.closing(Agent(path)) as made:
+        yield made
 
 
 @_ON_BOTH

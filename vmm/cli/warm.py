@@ -66,7 +66,7 @@ _NATIVE = (
     "vmm.virtio.net_native",
 )
 #: Who has found nobody at the door for so long has time for a rehearsal.
-_IDLE_S = 0.05
+_IDLE_S = 0.2
 #: Of what a VM has had to say, in characters: of up to 12 bytes in JSON, and all must fit into a message.
 _SAID_MAX = 10 << 10
 #: The exit code of a Python that ends by an exception.
