@@ -6,6 +6,7 @@ The plugin of `vmm.testing` makes the first known to testinfra.
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import Any
 
 from testinfra.backend.base import BaseBackend, CommandResult
@@ -30,7 +31,7 @@ class PyvmmBackend(BaseBackend):  # type: ignore[misc]
 
     def __init__(self, name: str, *args: Any, timeout: float | str = TIMEOUT_S, **kwargs: Any) -> None:
         super().__init__(name, *args, **kwargs)
-        self._agent = Agent(os.path.join(directory(name), VSOCK))
+        self._path = os.path.join(directory(name), VSOCK)
         self._timeout_s = float(timeout)
 
     def run(self, command: str, *args: str, **_: Any) -> CommandResult:
@@ -40,7 +41,8 @@ class PyvmmBackend(BaseBackend):  # type: ignore[misc]
             AgentError: the VM does not answer.
         """
         line = self.get_command(command, *args)
-        done = self._agent.run(["/bin/sh", "-c", line], timeout_s=self._timeout_s)
+        with closing(Agent(self._path)) as agent:  # nobody tells us when there are no more commands
+            done = agent.run(["/bin/sh", "-c", line], timeout_s=self._timeout_s)
         status = done.returncode if done.returncode >= 0 else 128 - done.returncode
         return self.result(status, line.encode(), done.stdout, done.stderr)
 
