@@ -120,7 +120,7 @@ def test_the_log_has_all_of_it(vm: Vm) -> None:
 def test_a_big_log_becomes_the_old_one(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "LOG_LIMIT", 1000)
     vm.print(b"a" * 1000)
-    settle(lambda: os.path.exists(vm.path("log.1")))
+    settle(lambda: os.path.exists(vm.path("log.1")) and os.path.exists(vm.path("log")))
     vm.print(b"b")
     settle(lambda: log(vm) == b"b")
     assert log(vm, "log.1") == b"a" * 1000

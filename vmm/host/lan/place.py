@@ -53,7 +53,10 @@ def make_directory(path: str) -> None:
             try:
                 os.makedirs(directory, 0o700)
             except FileExistsError:
-                found = os.lstat(directory)
+                try:
+                    found = os.lstat(directory)
+                except FileNotFoundError:  # a switch that ends has just taken it away: under the lock it stays
+                    continue
                 if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
                     raise BackendError(
                         "others may change it", where=directory, fix="remove it, or set XDG_RUNTIME_DIR"
