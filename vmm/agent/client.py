@@ -91,12 +91,11 @@ class Agent:
         now = time.monotonic()
         deadline = None if timeout_s is None else now + timeout_s
         with ExitStack() as failed:
-            wire = self._idle_wire()
-            if wire is None:
-                wire = Wire(self._path, self._port, frame(kind, payload), now + self._patience_s, deadline)
-                failed.enter_context(wire)
-            else:
-                failed.enter_context(wire)
+            idle = self._idle_wire()
+            wire = failed.enter_context(
+                idle or Wire(self._path, self._port, frame(kind, payload), now + self._patience_s, deadline)
+            )
+            if idle:
                 wire.deadline = deadline
                 wire.send(kind, payload)
             yield wire

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import cache
 
 import vmm
 from vmm.cache import cache_directory
@@ -136,8 +137,9 @@ def _source(function: object) -> list[str]:
         return [hashlib.sha256(file.read()).hexdigest()]
 
 
+@cache
 def _modules() -> list[object]:
-    """The program itself: its version is the same from one commit to the next."""
+    """The program itself, as this process has it: its version is the same from one commit to the next."""
     found: list[object] = []
     for directory, rooms, files in os.walk(os.path.dirname(vmm.__file__)):
         rooms[:] = sorted(set(rooms) - {"testing"})  # what is here makes no difference to a machine

@@ -28,19 +28,6 @@ PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
 @pytest.fixture
-def progress() -> Progress:
-    return Progress("test", io.StringIO())
-
-
-@pytest.fixture
-def build(tmp_path: Path, progress: Progress) -> Build:
-    work, out = tmp_path / "work", tmp_path / "out"
-    work.mkdir()
-    out.mkdir()
-    return Build(str(work), str(out), progress)
-
-
-@pytest.fixture
 def tree() -> Tree:
     tree = Tree()
     tree.file("sbin/init", b"\x7fELF" * 1000, 0o755)
@@ -203,7 +190,7 @@ def make(build):
     return {}
 Artefact("demo", {}).ensure(Progress("test"), make)
 """
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     runs = [
         subprocess.Popen([sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)

@@ -26,19 +26,6 @@ esac
 PATCH = "--- a/file\n+++ b/file\n@@ -1 +1 @@\n-upstream\n+debian\n"
 
 
-@pytest.fixture
-def progress() -> Progress:
-    return Progress("test", io.StringIO())
-
-
-@pytest.fixture
-def build(tmp_path: Path, progress: Progress) -> Build:
-    work, out = tmp_path / "work", tmp_path / "out"
-    work.mkdir()
-    out.mkdir()
-    return Build(str(work), str(out), progress)
-
-
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYVMM_CACHE", str(tmp_path / "cache"))
