@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from bench import guests, pyvmm, qemu
-from bench.boot_rows import Image
 from bench.command import Bench, in_turn, say
 from bench.compiled import compiled
 from bench.errors import BenchError
@@ -24,13 +23,15 @@ from bench.report import Row
 from bench.running import Running
 from vmm.agent.client import Agent
 from vmm.api.warm import Spawned, Warm
+from vmm.host.vsock import VSOCK
+from vmm.testing import VM, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MEMORY_MIB = 128
 CLONES = 50
-_TIMEOUT_S, _BOOT_S = 60.0, 300.0
+_TIMEOUT_S = 60.0
 #: Between two requests to the warm process: it prepares for the next as soon as it has the time.
 _SETTLE_S = 0.3
 #: In that the guest has changed all that it is to change.
@@ -216,34 +217,20 @@ class _Clones:
 
     def __init__(self, kept: ExitStack) -> None:
         directory = kept.enter_context(_scratch())
-        image = Image("micro")
-        root = os.path.join(directory, "root.img")
-        image.copy_root(root)
-        self._snapshot = os.path.join(directory, "snapshot")
-        with Running([*image.command(root), "--name", "booted", "--vsock", "auto"]):
-            place = os.path.join(directory, "run", "booted")
-            while not os.path.exists(os.path.join(place, "vsock.sock")):
-                time.sleep(_SETTLE_S)
-            agent = self._agent(place)
-            agent.hello(timeout_s=_BOOT_S)
+        with VM(image="micro", memory=f"{MEMORY_MIB}M") as vm:
             for _ in range(_REHEARSALS):
-                agent.run(["true"], timeout_s=_TIMEOUT_S)
-            agent.sync()
-            agent.close()
-            time.sleep(_SETTLE_S)
-            _take("booted", self._snapshot)
+                vm.run(["true"])
+            vm.rest()
+            self._snapshot = Snapshot.of(vm, directory).path
         self._warm = kept.enter_context(Warm())
 
     def clone(self) -> Spawned:
         """One more, on an overlay of its own."""
         return self._warm.spawn(self._snapshot, clone=True)
 
-    def _agent(self, directory: str) -> Agent:
-        return Agent(os.path.join(directory, "vsock.sock"), patience_s=_BOOT_S)
-
     def agent(self, vm: Spawned) -> Agent:
         """The agent in the clone *vm*."""
-        return self._agent(vm.directory)
+        return Agent(os.path.join(vm.directory, VSOCK), patience_s=_TIMEOUT_S)
 
     def timed(self, name: str, runs: int, ask: Callable[[Agent], object]) -> list[float]:
         """How long it takes, in ms, from the request for a clone until what it is asked has been answered."""

@@ -19,6 +19,7 @@
 
 #define SEED_MAX 512
 
+static int urandom; /* /dev/urandom */
 static unsigned slots; /* of connections, ever used */
 static struct pollfd set[1 + CONNECTIONS * FILES];
 
@@ -48,13 +49,9 @@ static long reseed(const char *payload, unsigned size)
     pool.info.entropy_count = 8 * size;
     pool.info.buf_size = size;
     memcpy(pool.info.buf, payload, size);
-    long fd = SYS(open, "/dev/urandom", O_WRONLY | O_CLOEXEC, 0, 0, 0);
-    if (fd < 0)
-        return fd;
-    long error = SYS(ioctl, fd, RNDADDENTROPY, &pool, 0, 0);
+    long error = SYS(ioctl, urandom, RNDADDENTROPY, &pool, 0, 0);
     if (error >= 0)
-        error = SYS(ioctl, fd, RNDRESEEDCRNG, 0, 0, 0);
-    SYS(close, fd, 0, 0, 0, 0);
+        error = SYS(ioctl, urandom, RNDRESEEDCRNG, 0, 0, 0);
     memset(&pool, 0, sizeof pool);
     return error;
 }
@@ -308,6 +305,7 @@ __attribute__((force_align_arg_pointer, noreturn)) void _start(void)
         SYS(exit, 1, 0, 0, 0, 0);
     handle_broken_pipes(SIG_IGN);
     nothing = SYS(open, "/dev/null", O_RDONLY | O_CLOEXEC, 0, 0, 0);
+    urandom = SYS(open, "/dev/urandom", O_WRONLY | O_CLOEXEC, 0, 0, 0);
     for (;;) {
         struct connection *fresh = free_slot();
         set[0] = (struct pollfd){.fd = fresh ? listener : -1, .events = POLLIN};

@@ -85,6 +85,13 @@ class Agent:
         while self._idle:
             self._idle.pop().close()
 
+    def reconnect(self, timeout_s: float | None = 10.0) -> None:
+        """Have a connection on which nothing was said yet, and no other: a restored guest keeps such a one."""
+        self.close()
+        now = time.monotonic()
+        deadline = None if timeout_s is None else now + timeout_s
+        self._idle.append(Wire(self._path, self._port, b"", now + self._patience_s, deadline))
+
     @contextmanager
     def _request(self, kind: int, payload: bytes, timeout_s: float | None, *, last: bool = False) -> Iterator[Wire]:
         """A connection on which that request is made; the *last* on it, else only if it fails."""

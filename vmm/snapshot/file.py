@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.state import State
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"pyvmm snapshot\n\0"
 HEADER = struct.Struct("<16sIIQQ")
 MEMORY_AT = 4096

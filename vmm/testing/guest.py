@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar, overload
 from vmm.agent.client import OUTPUT_MAX, Agent, AgentError, AgentRefused
 from vmm.testing.errors import CommandFailed, CommandTimeout, VMError
 
-_SETTLE_S = 0.3
+#: Until a guest that was asked something is done with it; and until all of its periodic work is due.
+_SETTLE_S, _REST_S = 0.3, 2.1
 
 _T = TypeVar("_T")
 
@@ -164,9 +165,21 @@ class Guest(ABC):
         limit = self.timeout if timeout is None else timeout
         self._ask(lambda: self.agent.sync(timeout_s=limit), "sync", limit)
 
+    def rest(self) -> None:
+        """Let the guest's kernel do what it does every second or two, and puts off until something wakes it.
+
+        Linux collects statistics and unused memory then, all at the same whole second; in each clone, if that came soon
+        after its snapshot.
+        """
+        time.sleep(_REST_S)
+        self._ask(lambda: self.agent.hello(timeout_s=self.timeout), "rest", self.timeout)
+
     def settle(self) -> None:
-        """Let the guest be done with the last request. What is left of that would have to be done in each clone."""
-        self.agent.close()
+        """Let the guest be done with the last request. What is left of that would have to be done in each clone.
+
+        A connection to its agent is made already: they all have it.
+        """
+        self.agent.reconnect(self.timeout)
         time.sleep(_SETTLE_S)
 
     @abstractmethod

@@ -55,7 +55,9 @@ class VsockFeature:
 class VsockDevice(VirtioDevice):
     """The guest with the number *cid*, whose sockets are reached through *gate*.
 
-    A client of *gate* waits until the guest's driver is there. Connections end with the machine, and with the driver.
+    A client of *gate* waits until the guest's driver is there. Connections end with the machine, and with the driver;
+    but if there are only fresh ones, that the host has made and nothing was sent on, a restored guest has them still,
+    and they are for the next clients that ask for their ports.
     """
 
     device_id = DeviceId.VSOCK
@@ -73,6 +75,7 @@ class VsockDevice(VirtioDevice):
         self._by_fd: dict[int, Stream] = {}  # those, and the ones whose last bytes the host has yet to take
         self._ready: dict[Stream, None] = {}  # may have a packet for the guest; in turn
         self._resets: deque[bytes] = deque()  # packets
+        self._spare: dict[tuple[int, int], tuple[int, int]] = {}  # the guest's credit for fresh ones of another life
         # Not from the first on: a guest that was restored may still hold sockets that were connected to those.
         self._next_port = int.from_bytes(os.urandom(4), "little") % _HOST_PORTS
         self._tx_stalled = False
@@ -82,9 +85,12 @@ class VsockDevice(VirtioDevice):
     # State.
 
     def state(self) -> State:
-        """As `VirtioDevice.state`; connections end with the life in which they were made."""
-        knows_some = bool(self._streams or self._resets or self._event_owed or self._event_unread)
-        return {"cid": self._cid, "connected": knows_some}
+        """As `VirtioDevice.state`; connections end with the life in which they were made, unless all are fresh."""
+        streams = self._streams.items()
+        fresh = {key: stream.guest_credit for key, stream in streams if stream.is_fresh and key[0] >= _FIRST_HOST_PORT}
+        knows_others = len(fresh) < len(streams) or self._resets or self._event_owed or self._event_unread
+        spare = [] if knows_others else [[*key, *credit] for key, credit in (self._spare | fresh).items()]
+        return {"cid": self._cid, "connected": bool(knows_others), "spare": spare}
 
     def restore(self, state: State) -> None:
         """As `VirtioDevice.restore`: the driver, if it knows connections of another life, is told that they are gone.
@@ -92,6 +98,8 @@ class VsockDevice(VirtioDevice):
         It looks up its CID again then.
         """
         self._event_owed = state["connected"] or state["cid"] != self._cid
+        if not self._event_owed:
+            self._spare = {(host, guest): (alloc, passed_on) for host, guest, alloc, passed_on in state["spare"]}
         self._rouse(EVENT)
 
     # The driver's life.
@@ -119,6 +127,7 @@ class VsockDevice(VirtioDevice):
         self._by_fd.clear()
         self._ready.clear()
         self._resets.clear()
+        self._spare.clear()
         self._tx_stalled = self._event_owed = self._event_unread = False
 
     def notify(self, active: ActiveDevice, index: int) -> None:
@@ -177,7 +186,10 @@ class VsockDevice(VirtioDevice):
             self._refuse(key, op)
         elif op == Op.REQUEST:
             self._connect(key, buf_alloc, fwd_cnt)
+        elif key in self._spare and op == Op.CREDIT_UPDATE:
+            self._spare[key] = buf_alloc, fwd_cnt
         elif stream is None:
+            self._spare.pop(key, None)
             self._refuse(key, op)
         else:
             stream.learn(buf_alloc, fwd_cnt)
@@ -192,14 +204,8 @@ class VsockDevice(VirtioDevice):
     def _obey(self, stream: Stream, op: int, flags: int, data: list[memoryview], size: int) -> bool:
         """Do for *stream* what its packet says; False: that is against the rules, or the end."""
         if op == Op.RESPONSE:
-            if stream.open or Op.REQUEST in stream.owed:
-                return False
-            try:
-                stream.peer.send(b"OK %d\n" % stream.host_port)  # the first bytes in that direction: there is room
-            except OSError:
-                return False
-            stream.open = stream.readable = True
-        elif op == Op.RW:
+            return not stream.open and Op.REQUEST not in stream.owed and stream.establish()
+        if op == Op.RW:
             if not stream.open or stream.guest_shutdown & SEND or not stream.take(data, size):
                 return False
             if stream.waiting:
@@ -282,9 +288,15 @@ class VsockDevice(VirtioDevice):
             client.close()
             self._heed_gate()
             return
-        stream = self._add(Stream(client, _FIRST_HOST_PORT + self._next_port, guest_port))
-        self._next_port = (self._next_port + 1) % _HOST_PORTS
-        stream.owed.add(Op.REQUEST)
+        spare = next((key for key in self._spare if key[1] == guest_port), None)
+        if spare:
+            stream = self._add(Stream(client, *spare))
+            stream.learn(*self._spare.pop(spare))
+            stream.establish()  # if the client is gone, there is an event that tells
+        else:
+            stream = self._add(Stream(client, _FIRST_HOST_PORT + self._next_port, guest_port))
+            self._next_port = (self._next_port + 1) % _HOST_PORTS
+            stream.owed.add(Op.REQUEST)
         self._ready[stream] = None
 
     def _on_stream(self, stream: Stream, events: int) -> None:

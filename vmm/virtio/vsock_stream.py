@@ -78,6 +78,26 @@ class Stream:
         self._sent = 0
         self._guest_alloc = self._guest_passed_on = 0
 
+    def establish(self) -> bool:
+        """Both sides agree to it: tell the host's; False: that is gone."""
+        try:
+            self.peer.send(b"OK %d\n" % self.host_port)  # the first bytes in that direction: there is room
+        except OSError:
+            return False
+        self.open = self.readable = True
+        return True
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether neither side has sent anything, or its end, on it, or waits for an answer."""
+        used = self._sent or self._passed_on or self.waiting or self.ended or self.guest_shutdown or self.owed
+        return self.open and not used
+
+    @property
+    def guest_credit(self) -> tuple[int, int]:
+        """What the guest has told of its credit, as `learn` takes it."""
+        return self._guest_alloc, self._guest_passed_on
+
     # From the guest.
 
     def learn(self, buf_alloc: int, fwd_cnt: int) -> None:

@@ -48,6 +48,9 @@ class FakeVM:
     def run(self, command: object) -> None:
         self.commands.append(command)
 
+    def rest(self) -> None:
+        self.commands.append("(rest)")
+
     def settle(self) -> None:
         """There is nothing left to do."""
 

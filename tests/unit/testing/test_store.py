@@ -68,12 +68,12 @@ def test_another_configuration_kernel_or_host_is_another_snapshot(
     assert len(set(paths)) == 4
 
 
-def test_it_is_prepared_and_has_run_a_command_before_it_is_kept(config: Config, root: str) -> None:
+def test_it_is_prepared_and_has_run_commands_and_rested_before_it_is_kept(config: Config, root: str) -> None:
     def prepare(vm: FakeVM) -> None:
         vm.run("install")
 
     prepared = Store(root, boot_timeout=1).snapshot(config, prepare)  # type: ignore[arg-type]
-    assert FakeVM.made[0].commands == ["install", "true", "true", "true"]
+    assert FakeVM.made[0].commands == ["install", "true", ["true"], "true", ["true"], "(rest)"]
     assert prepared.path != Store(root, boot_timeout=1).snapshot(config).path
 
 

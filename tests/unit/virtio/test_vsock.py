@@ -287,6 +287,8 @@ def test_a_reset_of_the_device_ends_all_connections(guest: Guest) -> None:
 
 def test_after_a_restore_the_driver_is_told_that_its_connections_are_gone(guest: Guest) -> None:
     client, _ = guest.connected()
+    client.send(b"x")
+    guest.receive()
     state = guest.device.state()
     client.close()
     guest.start()
@@ -304,13 +306,101 @@ def test_a_driver_that_knows_no_connections_is_told_nothing(guest: Guest) -> Non
 
 
 def test_a_driver_with_another_cid_is_told_to_look_it_up(guest: Guest) -> None:
-    guest.device.restore({"cid": CID + 1, "connected": False})
+    guest.device.restore({"cid": CID + 1, "connected": False, "spare": []})
     guest.settle()
     assert guest.take_event() == struct.pack("<I", 0)
 
 
+@pytest.fixture
+def with_spare(guest: Guest) -> tuple[Guest, int]:
+    """One that was restored with a connection on which nothing has been sent, and the host's port of that."""
+    client, port = guest.connected(buf_alloc=100)
+    state = guest.device.state()
+    client.close()
+    guest.start()
+    guest.device.restore(state)
+    assert guest.device.state() == state, "for the next snapshot"
+    return guest, port
+
+
+def test_a_fresh_connection_is_for_the_next_client_after_a_restore(with_spare: tuple[Guest, int]) -> None:
+    guest, port = with_spare
+    client = guest.client(b"CONNECT 5000\nhello")
+    assert client.recv(100) == b"OK %d\n" % port
+    assert [(packet.op, packet.host_port, packet.data) for packet in guest.receive()] == [(Op.RW, port, b"hello")]
+    guest.send(Op.RW, port, 5000, b"world")
+    assert client.recv(100) == b"world"
+    assert guest.take_event() == b""
+
+
+def test_a_fresh_connection_is_for_one_client_and_its_own_port(with_spare: tuple[Guest, int]) -> None:
+    guest, _ = with_spare
+    guest.client(b"CONNECT 5001\n")
+    assert [(packet.op, packet.guest_port) for packet in guest.receive()] == [(Op.REQUEST, 5001)]
+    first = guest.client(b"CONNECT 5000\n")
+    assert first.recv(100).startswith(b"OK ")
+    second = guest.client(b"CONNECT 5000\n")
+    assert ops(guest.receive()) == [Op.REQUEST]
+    second.close()
+
+
+def test_a_client_that_leaves_a_fresh_connection_ends_it(with_spare: tuple[Guest, int]) -> None:
+    guest, port = with_spare
+    guest.client(b"CONNECT 5000\n").close()
+    assert [(packet.op, packet.host_port) for packet in guest.receive()] == [(Op.SHUTDOWN, port), (Op.RST, port)]
+
+
+def test_a_client_that_has_left_before_it_gets_a_fresh_connection_ends_it(with_spare: tuple[Guest, int]) -> None:
+    guest, port = with_spare
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(guest.path)
+        client.sendall(b"CONNECT 5000\n")
+    assert [(packet.op, packet.host_port) for packet in guest.receive()] == [(Op.RST, port)]
+    assert not guest.device._by_fd
+
+
+def test_a_fresh_connection_has_the_credit_that_the_guest_told_last(with_spare: tuple[Guest, int]) -> None:
+    guest, port = with_spare
+    client = guest.client(b"CONNECT 5000\n" + bytes(200))
+    assert [len(packet.data) for packet in guest.receive()] == [100]
+    guest.send(Op.CREDIT_UPDATE, port, 5000, buf_alloc=100, fwd_cnt=60)
+    assert [len(packet.data) for packet in guest.receive()] == [60]
+    client.close()
+
+
+def test_a_guest_may_tell_its_credit_on_a_fresh_connection_that_waits(with_spare: tuple[Guest, int]) -> None:
+    guest, port = with_spare
+    guest.send(Op.CREDIT_UPDATE, port, 5000, buf_alloc=7)
+    guest.client(b"CONNECT 5000\nhello world")
+    assert [packet.data for packet in guest.receive()] == [b"hello w"]
+
+
+@pytest.mark.parametrize("op", [Op.RW, Op.SHUTDOWN, Op.CREDIT_REQUEST, Op.RESPONSE])
+def test_a_guest_that_says_more_on_a_fresh_connection_ends_it(with_spare: tuple[Guest, int], op: int) -> None:
+    guest, port = with_spare
+    guest.send(op, port, 5000)
+    assert ops(guest.receive()) == [Op.RST]
+    guest.client(b"CONNECT 5000\n")
+    assert ops(guest.receive()) == [Op.REQUEST]
+
+
+def test_a_fresh_connection_ends_with_those_that_were_used(guest: Guest) -> None:
+    guest.connected()
+    used, _ = guest.connected()
+    used.send(b"x")
+    guest.receive()
+    assert guest.device.state() == {"cid": CID, "connected": True, "spare": []}
+
+
+def test_a_connection_that_the_guest_has_made_is_not_kept(guest: Guest) -> None:
+    with guest.listener(700):
+        guest.send(Op.REQUEST, 700, GUEST_PORT)
+        assert ops(guest.receive()) == [Op.RESPONSE]
+        assert guest.device.state() == {"cid": CID, "connected": True, "spare": []}
+
+
 def test_connections_wait_until_the_driver_has_read_that(guest: Guest) -> None:
-    guest.device.restore({"cid": CID, "connected": True})
+    guest.device.restore({"cid": CID, "connected": True, "spare": []})
     client = guest.client(b"CONNECT 5000\n")
     assert guest.receive() == []
     guest.kick(EVENT)
