@@ -378,6 +378,16 @@ class Machine:
         """How often the guest came out of its processors, those of before a reboot too, by what for; any thread."""
         return count_exits(self._runners, self._pio, self._mmio, self._session.exits)
 
+    def count_kvm(self) -> dict[str, int]:
+        """What KVM has counted for its processors, by KVM's names; any thread."""
+        from vmm.kvm.stats import vcpu_counts
+
+        counts: dict[str, int] = {}
+        for runner in self._runners:
+            for name, count in vcpu_counts(runner.vcpu.fd).items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
+
     def _own(self, resource: _T) -> _T:
         self._undo.append(resource.close)
         return resource

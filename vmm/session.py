@@ -52,6 +52,9 @@ if TYPE_CHECKING:
         def count_exits(self) -> dict[str, int]:
             """How often the guest came out, by what for."""
 
+        def count_kvm(self) -> dict[str, int]:
+            """What KVM has counted."""
+
     class Snapshotting(Protocol):
         """A snapshot on its way, which needs the machine no more: `vmm.snapshot.writing.Writing`."""
 

@@ -59,3 +59,6 @@ class FakeMachine:
 
     def count_exits(self) -> dict[str, int]:
         return {"out com1.DATA": 3}
+
+    def count_kvm(self) -> dict[str, int]:
+        return {"halt_exits": 2}

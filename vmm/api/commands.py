@@ -106,11 +106,15 @@ def status(server: Server, _: Arguments) -> dict[str, Any]:
 
 
 def stats(server: Server, _: Arguments) -> dict[str, Any]:
-    """What the guest has made pyvmm do: exits by kind and register, requests by device, assists with their seconds."""
+    """What the guest has made pyvmm do: exits by kind and register, requests by device, assists with their seconds.
+
+    And what KVM has counted for the present machine.
+    """
     session, machine = server.session, server.session.machine
     assists = session.assists
     return {
         "exits": machine.count_exits() if machine else session.exits,
+        "kvm": machine.count_kvm() if machine else {},
         "devices": session.devices.counts.copy(),
         "assists": {
             name: {"count": count, "seconds": assists.seconds.get(name, 0.0)}

@@ -80,7 +80,9 @@ def test_status(vm: Vm, wire: Wire) -> None:
 
 
 def test_stats(wire: Wire) -> None:
-    assert wire.ask("stats")["ok"] == {"exits": {"out com1.DATA": 3}, "devices": {}, "assists": {}}
+    assert wire.ask("stats")["ok"] == {
+        "exits": {"out com1.DATA": 3}, "kvm": {"halt_exits": 2}, "devices": {}, "assists": {}
+    }  # fmt: skip
 
 
 def test_pause_and_resume(vm: Vm, wire: Wire) -> None:
