@@ -100,7 +100,7 @@ class Wire:
                 answer += piece
         except TimeoutError:
             raise AgentTimeout("no agent answers in the guest", where=self._path, fix=_HOW_TO_GET_ONE) from None
-        except (ConnectionResetError, BrokenPipeError) as error:
+        except (ConnectionResetError, BrokenPipeError, BlockingIOError) as error:  # the last: too many wait already
             raise _NobodyListensError from error
         except OSError as error:
             raise AgentError(f"cannot connect: {error.strerror}", where=self._path, fix=_HOW_TO_GET_ONE) from error

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 CLIENTS_MAX = 256
 #: Of one socket, not yet accepted.
 _BACKLOG = 128
+#: Until a client is let in again after none could be.
+_AGAIN_S = 0.1
 #: struct ucred: pid, uid, gid.
 _UCRED = struct.Struct("3i")
 
@@ -81,8 +83,11 @@ class Server:
         listener.setblocking(False)
         listener.bind(path)
         listener.listen(_BACKLOG)
-        self.loop.watch(listener.fileno(), lambda: self._accept(listener, admit))
+        self._await(listener, admit)
         return listener
+
+    def _await(self, listener: _socket.socket, admit: Callable[[socket.socket], None]) -> None:
+        self.loop.watch(listener.fileno(), lambda: self._accept(listener, admit))
 
     def _serve(self) -> None:
         try:
@@ -100,8 +105,10 @@ class Server:
         listening = socket.socket(fileno=listener.fileno())
         try:
             channel, _ = listening.accept()
-        except OSError:
-            return  # the client is gone already
+        except OSError:  # there are no more descriptors: it waits, and would be offered again without end
+            self.loop.unwatch(listener.fileno())
+            self.loop.call_later(_AGAIN_S, lambda: self._await(listener, admit))
+            return
         finally:
             listening.detach()
         channel.setblocking(False)

@@ -28,11 +28,20 @@ class Log:
 
     def read(self, size: int) -> bytes:
         """The next bytes, up to *size* of them; none if there are no more yet."""
-        return os.read(self._fd, size) or (os.read(self._fd, size) if self._follow() else b"")
+        data = os.read(self._fd, size)
+        if data or (following := self._following()) is None:
+            return data
+        # Once there is another file, nothing comes to this one: but something may have since the last look.
+        if data := os.read(self._fd, size):
+            os.close(following)
+            return data
+        self._go_on(following)
+        return os.read(self._fd, size)
 
     def tail(self, lines: int) -> list[str]:
         """The last *lines*, of the last 64 KiB."""
-        self._follow()
+        if (following := self._following()) is not None:
+            self._go_on(following)
         data = os.pread(self._fd, _TAIL_SIZE, max(0, os.fstat(self._fd).st_size - _TAIL_SIZE))
         text = data.decode(errors="replace").replace("\r", "")
         return [line for line in text.split("\n") if line][-lines:]
@@ -41,18 +50,20 @@ class Log:
         """Read no more."""
         os.close(self._fd)
 
-    def _follow(self) -> bool:
-        """Go on with the next file if the VM has begun one; whether it has."""
+    def _following(self) -> int | None:
+        """The next file, if the VM has begun one."""
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return False
+            return None
         if os.path.sameopenfile(fd, self._fd):
             os.close(fd)
-            return False
-        os.dup2(fd, self._fd, inheritable=False)
-        os.close(fd)
-        return True
+            return None
+        return fd
+
+    def _go_on(self, following: int) -> None:
+        os.dup2(following, self._fd, inheritable=False)
+        os.close(following)
 
 
 class Console(SpawnBase):  # type: ignore[type-arg]  # generic in its stubs alone

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 
 import vmm
 from vmm.cache import cache_directory
@@ -120,7 +120,7 @@ def _ingredients(config: Config, prepare: Prepare | None) -> dict[str, object]:
     return {
         "config": asdict(config),
         "files": [_identity(path) for path in config.files()],
-        "prepare": None if prepare is None else [prepare.__qualname__, *_source(prepare)],
+        "prepare": None if prepare is None else _source(prepare),
         "pyvmm": [vmm.__version__, *_modules()],
         "host": [os.uname().release, os.uname().version, _processor()],
     }
@@ -131,11 +131,14 @@ def _identity(path: str) -> list[object]:
     return [os.path.realpath(path), found.st_size, found.st_mtime_ns]
 
 
-def _source(function: object) -> list[str]:
-    """All of the file that *function* is in: what it uses is there too, mostly."""
-    path = inspect.getsourcefile(inspect.unwrap(function))  # type: ignore[arg-type]
+def _source(prepare: object) -> list[str]:
+    """Its name, and all of the file that it is in: what it uses is there too, mostly."""
+    if isinstance(prepare, partial):
+        return [*_source(prepare.func), repr(prepare.args), repr(sorted(prepare.keywords.items()))]
+    function = prepare if inspect.isroutine(prepare) else type(prepare)
+    path = inspect.getsourcefile(inspect.unwrap(function))
     with open(path or os.devnull, "rb") as file:
-        return [hashlib.sha256(file.read()).hexdigest()]
+        return [function.__qualname__, hashlib.sha256(file.read()).hexdigest()]
 
 
 @cache

@@ -44,6 +44,8 @@ _FIRST_HOST_PORT = 1 << 30
 _HOST_PORTS = 0xFFFF_FFFF - _FIRST_HOST_PORT  # the last one means "any"
 _TRANSPORT_RESET = struct.pack("<I", 0)
 _ONCE = select.EPOLLONESHOT
+#: Until a client is let in again after none could be.
+_AGAIN_S = 0.1
 
 
 class VsockFeature:
@@ -259,16 +261,19 @@ class VsockDevice(VirtioDevice):
             return
         for fd, events in epoll.poll(0):
             if fd == self._gate.fileno():
-                self._accept(epoll)
+                self._accept(active, epoll)
             elif fd in self._clients:
                 self._greet(epoll, self._clients[fd], events)
             elif fd in self._by_fd:
                 self._on_stream(self._by_fd[fd], events)
         self.notify(active, RX)
 
-    def _accept(self, epoll: select.epoll) -> None:
+    def _accept(self, active: ActiveDevice, epoll: select.epoll) -> None:
         client = self._gate.accept()
-        if client is not None:
+        if client is None:  # no more descriptors: it waits, and would be offered again without end
+            epoll.modify(self._gate, 0)
+            self._loop.call_later(_AGAIN_S, self._heed_gate, active.lock)
+        else:
             self._clients[client.fileno()] = client
             epoll.register(client, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
             self._heed_gate()

@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -123,11 +124,16 @@ def test_nobody_at_the_port_is_told_with_the_way_to_get_an_agent(start: StartAge
         start(lambda _: None).hello()
 
 
-def test_a_vm_that_does_not_look_at_its_clients_is_waited_for_no_longer_than_wanted(tmp_path: os.PathLike[str]) -> None:
+@pytest.mark.parametrize("before", [0, 1], ids=["alone", "behind others"])
+def test_a_vm_that_does_not_look_at_its_clients_is_waited_for_no_longer_than_wanted(
+    tmp_path: os.PathLike[str], before: int
+) -> None:
     path = os.path.join(tmp_path, "vsock")
-    with socket.socket(socket.AF_UNIX) as listener:
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as others:
         listener.bind(path)
-        listener.listen()
+        listener.listen(0)  # one may wait
+        for _ in range(before):
+            others.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
         with pytest.raises(AgentTimeout, match="no agent answers"):
             Agent(path, patience_s=0.2).hello()
 

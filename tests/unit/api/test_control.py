@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import socket
@@ -324,6 +326,23 @@ def test_there_is_an_end_to_clients(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> 
     for wire in wires:
         assert "ok" in wire.ask("status")
         wire.close()
+
+
+def test_a_client_waits_while_there_are_no_descriptors(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def fail(_: socket.socket) -> None:
+        looks.append(time.monotonic())
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with socket.socket(socket.AF_UNIX) as client:
+        with monkeypatch.context() as exhausted:
+            exhausted.setattr(socket.socket, "accept", fail)
+            client.connect(vm.path("control.sock"))
+            settle(lambda: len(looks) > 2)
+        assert all(later - before > 0.05 for before, later in itertools.pairwise(looks)), "it does not spin"
+        client.settimeout(PATIENCE_S)
+        assert json.loads(client.recv(4096))
 
 
 def test_there_is_an_end_to_requests_that_wait(vm: Vm, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -90,6 +91,25 @@ def test_a_new_log_is_followed(vm: Vm, console: Console) -> None:
     os.rename(vm.path, f"{vm.path}.1")
     vm.prints("two")
     console.expect("two")
+
+
+def test_what_a_log_gets_last_is_read_before_the_new_one(
+    vm: Vm, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = os.open
+
+    def look_later(*args: Any, **kwargs: Any) -> int:
+        """The VM prints more, and begins another log, between the two looks."""
+        monkeypatch.setattr(os, "open", look)
+        vm.prints("last ")
+        os.rename(vm.path, f"{vm.path}.1")
+        vm.prints("first")
+        return look(*args, **kwargs)
+
+    vm.prints("one ")
+    console.expect("one ")
+    monkeypatch.setattr(os, "open", look_later)
+    console.expect_exact("last first")
 
 
 def test_a_log_is_read_when_its_vm_has_taken_it_away(vm: Vm) -> None:

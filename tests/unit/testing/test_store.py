@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,6 +77,25 @@ def test_it_is_prepared_and_has_run_commands_and_rested_before_it_is_kept(config
     prepared = Store(root, boot_timeout=1).snapshot(config, prepare)  # type: ignore[arg-type]
     assert FakeVM.made[0].commands == ["install", "true", ["true"], "true", ["true"], "(rest)"]
     assert prepared.path != Store(root, boot_timeout=1).snapshot(config).path
+
+
+class _Preparation:
+    def __call__(self, vm: FakeVM) -> None:
+        vm.run("install")
+
+
+def _install(package: str, vm: FakeVM) -> None:
+    vm.run(f"install {package}")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "another"),
+    [(_Preparation(), partial(_install, "a")), (partial(_install, "a"), partial(_install, "b"))],
+)
+def test_whatever_can_be_called_may_prepare_it(config: Config, root: str, prepare: Any, another: Any) -> None:
+    found = Store(root, boot_timeout=1)
+    paths = [found.snapshot(config, how).path for how in (prepare, another, prepare)]
+    assert paths[0] == paths[2] != paths[1]
 
 
 def test_what_cannot_be_built_is_tried_once(config: Config, root: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,16 @@ def test_a_client_that_leaves_before_the_answer_ends_the_request(guest: Guest) -
     assert ops(guest.receive()) == [Op.RST]
 
 
+def test_a_client_waits_while_there_are_no_descriptors(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(guest.gate, "accept", lambda: None)
+        client = guest.client(b"CONNECT 5000\n")
+        assert guest.receive() == [], "and nothing spins"
+    guest.loop.wait(0.2)
+    assert ops(guest.receive()) == [Op.REQUEST]
+    client.close()
+
+
 def test_clients_that_leave_while_the_guest_does_not_listen_leave_nothing(make_guest: MakeGuest) -> None:
     guest = make_guest(buffers=0)
     for _ in range(2 * RESETS_MAX):
