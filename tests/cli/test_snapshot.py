@@ -13,6 +13,7 @@ import pytest
 from tests.cli.conftest import Process, Pyvmm, finish, running
 from tests.fakes.guest import ECHO, HANG, LOAD
 from vmm.api.client import Client
+from vmm.snapshot.file import VERSION
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_vm_is_left")]
 
@@ -174,7 +175,7 @@ def test_no_vm_and_no_file(pyvmm: Pyvmm) -> None:
     ("at", "data", "code", "why"),
     [
         (0, b"#!/bin/sh", 2, "is no snapshot of pyvmm"),
-        (16, b"\x4d", 2, "is a snapshot of version 77, not 1"),
+        (16, b"\x4d", 2, f"is a snapshot of version 77, not {VERSION}"),
         (20, b"~~~~", 125, "is damaged: the checksum of its state is wrong"),
         (4096 + LOAD, b"~", 125, "is damaged: the checksum of its memory is wrong"),
     ],

@@ -19,6 +19,7 @@ from vmm.errors import ConfigError, HostError
 from vmm.kvm.assist.probe import host_kind
 from vmm.machine import Machine
 from vmm.session import Session
+from vmm.snapshot.file import VERSION
 from vmm.snapshot.writing import Writing
 
 #: What differs between two looks at a machine that stands: time stamps, and what counts from the host's clock.
@@ -151,7 +152,7 @@ def test_a_truncated_one_is_refused(machines: Machines, taken: str) -> None:
 
 
 def test_another_version_is_refused(machines: Machines, taken: str) -> None:
-    assert "is a snapshot of version 77, not 1" in refused(machines, damaged(taken, 16, b"\x4d"))
+    assert f"is a snapshot of version 77, not {VERSION}" in refused(machines, damaged(taken, 16, b"\x4d"))
 
 
 def test_an_altered_state_is_refused(machines: Machines, taken: str) -> None:
