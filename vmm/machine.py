@@ -291,9 +291,6 @@ class Machine:
 
     def start(self) -> None:
         """Let the guest run."""
-        self._io = threading.Thread(target=self._serve, name="io", daemon=True)
-        self._io.start()
-        self._undo.append(self._stop_io)
         self._started = True
         HaltWatch(self._loop, self._runners, lambda: total_exits(self._runners, self._pio, self._mmio), self._on_halt)
         if self._snapshot is not None:
@@ -307,6 +304,10 @@ class Machine:
         self._session.enter(self)
         for runner in self._runners:
             runner.start()
+        # The guest goes first: it has enough to do until somebody serves it.
+        self._io = threading.Thread(target=self._serve, name="io", daemon=True)
+        self._io.start()
+        self._undo.append(self._stop_io)
 
     def wait(self, timeout_s: float | None = None) -> Outcome:
         """Until the guest ends, at most *timeout_s*.
