@@ -19,7 +19,7 @@ _U64_BYTES = 8
 def vcpu_counts(vcpu_fd: int) -> dict[str, int]:
     """The counts of the vCPU *vcpu_fd* since it was made, by KVM's names for them; any thread.
 
-    None where KVM is too old to tell (before Linux 5.14).
+    Empty where KVM is too old to tell (before Linux 5.14).
     """
     try:
         fd = ioctl("KVM_GET_STATS_FD", vcpu_fd, abi.KVM_GET_STATS_FD)
