@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tests.fakes.driver import Buffer, Rig
@@ -101,9 +103,11 @@ class Card(Rig):
         self.loop.settle()
         if self.path.own_workers:
             deadline = time.monotonic() + _REST_S
-            while busy := _busy_workers():
+            # One that has been woken, and waits for a CPU, may look asleep as before: but then there is the event.
+            while busy := _busy_workers() or _unread_events() or _busy_workers():
                 assert time.monotonic() < deadline, busy
                 time.sleep(0.0002)
+                self.loop.settle()
             if self.loop.turn():
                 self.settle()
 
@@ -124,8 +128,8 @@ class Card(Rig):
 def _busy_workers() -> list[str]:
     """What is known of each worker thread of this process that is not asleep in epoll_wait, whichever card it is of.
 
-    A write to what it waits for wakes it at once. `syscall` tells of a sleep only when the thread has left its CPU:
-    the state in `stat` is said to be a sleep before the last look for events.
+    `syscall` tells of a sleep only when the thread has left its CPU: the state in `stat` is said to be a sleep before
+    the last look for events.
     """
     busy = []
     for task in os.listdir("/proc/self/task"):
@@ -134,11 +138,22 @@ def _busy_workers() -> list[str]:
                 name = file.read().strip()
             with open(f"/proc/self/task/{task}/syscall", encoding="ascii") as file:
                 call = file.read().strip()
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError):  # the list ends with one that ends while it is made
+            busy.append(f"thread {task} has just ended")
             continue
         if name == "net" and call.split()[0] != _EPOLL_WAIT:
             busy.append(f"thread {task}, system call {call}")
     return busy
+
+
+def _unread_events() -> list[str]:
+    """The epoll descriptors of this process with events that nobody has fetched."""
+    poll = select.poll()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventpoll]":
+                poll.register(int(fd), select.POLLIN)
+    return [f"epoll {fd}" for fd, _ in poll.poll(0)]
 
 
 def header(*, flags: int = 0, gso: int = 0, buffers: int = 0) -> bytes:
