@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from bench import guests, pyvmm, qemu
+from bench.boot_rows import Image
 from bench.command import Bench, in_turn, say
 from bench.compiled import compiled
 from bench.errors import BenchError
@@ -42,7 +43,8 @@ _REHEARSALS = 3
 #: In how many clones instructions are counted, and what that means.
 _COUNTED = 10
 _INSTRUCTIONS = (
-    "thousands of its instructions that KVM interprets until then, on a host whose KVM does: stats of docs/control.md"
+    "thousands of its instructions that KVM, where it is software, has interpreted when stats of docs/control.md are "
+    "read right after the answer"
 )
 _PROMPT = b"(qemu) "
 _INCOMING = "exec:cat "
@@ -223,7 +225,7 @@ class _Clones:
 
     def __init__(self, kept: ExitStack) -> None:
         directory = kept.enter_context(_scratch())
-        with VM(image="micro", memory=f"{MEMORY_MIB}M") as vm:
+        with VM(image=Image("micro").directory, memory=f"{MEMORY_MIB}M") as vm:
             for _ in range(_REHEARSALS):
                 vm.run(["true"])
             vm.rest()

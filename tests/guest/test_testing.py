@@ -109,6 +109,16 @@ def test_a_snapshot_of_a_clone_has_what_is_in_memory_and_on_disks(vm: VM) -> Non
     assert not os.path.exists(snapshot.directory)
 
 
+def test_a_snapshot_of_a_paused_guest_goes_on_from_there(vm: VM) -> None:
+    vm.run("mkdir /run/before")
+    vm.pause()
+    with vm.snapshot() as snapshot, snapshot.clone() as copy:
+        copy.run("ls -d /run/before")
+    assert vm.request("status")["state"] == "paused"
+    vm.resume()
+    vm.run(["true"])
+
+
 def test_it_is_paused_and_resumed(vm: VM) -> None:
     vm.pause()
     assert vm.request("status")["state"] == "paused"

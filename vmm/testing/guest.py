@@ -10,6 +10,7 @@ import tarfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, TypeVar, overload
 
 from vmm.agent.client import OUTPUT_MAX, Agent, AgentError, AgentRefused
@@ -17,6 +18,8 @@ from vmm.testing.errors import CommandFailed, CommandTimeout, VMError
 
 #: Until a guest that was asked something is done with it; and until all of its periodic work is due.
 _SETTLE_S, _REST_S = 0.3, 2.1
+#: An agent that takes no connection in this time is not there, or the guest is too busy to settle.
+_RECONNECT_S = 5.0
 
 _T = TypeVar("_T")
 
@@ -177,9 +180,10 @@ class Guest(ABC):
     def settle(self) -> None:
         """Let the guest be done with the last request. What is left of that would have to be done in each clone.
 
-        A connection to its agent is made already: they all have it.
+        A connection to its agent is made already: they all have it. A guest without an agent has nothing to settle.
         """
-        self.agent.reconnect(self.timeout)
+        with suppress(AgentError):
+            self.agent.reconnect(_RECONNECT_S)
         time.sleep(_SETTLE_S)
 
     @abstractmethod

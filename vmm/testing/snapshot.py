@@ -31,10 +31,11 @@ class Snapshot:
 
     @classmethod
     def of(cls, vm: VM, directory: str = "") -> Self:
-        """Of the running *vm*, as it is now, in the *directory*; else in one of its own that goes with it."""
+        """Of the *vm*, running or paused, as it is now, in *directory*; else in one of its own that goes with it."""
         kept = directory or tempfile.mkdtemp(prefix=f"pyvmm-{vm.name}-", dir="/var/tmp")
-        vm.settle()
         try:
+            if vm.request("status")["state"] == "running":
+                vm.settle()
             vm.request("snapshot", timeout=_WRITING_S, path=os.path.join(kept, _MACHINE), overlays=True)
         except BaseException:
             shutil.rmtree(kept)

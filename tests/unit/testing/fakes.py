@@ -58,7 +58,7 @@ class FakeVM:
         if do == "snapshot":
             with open(arguments["path"], "w", encoding="ascii") as file:
                 file.write("the machine")
-        return {"exits": {"hlt": 7}, "devices": {}, "assists": {}}
+        return {"state": "running", "exits": {"hlt": 7}, "devices": {}, "assists": {}}
 
     def console_lines(self) -> list[str]:
         return ["booting", "login:"]

@@ -231,7 +231,11 @@ def test_an_agent_that_hangs_up_is_lost(vm: VM, machine: FakeMachine) -> None:
 def test_whoever_waits_is_told_how_the_vm_has_ended(
     vm: VM, machine: FakeMachine, *, code: int, said: str, error: type[GuestEnded], what: str
 ) -> None:
-    machine.on_exec = lambda *_: machine.ends(code, said, PANIC)
+    def end(channel: socket.socket, _: bytes) -> None:
+        machine.ends(code, said, PANIC)
+        channel.shutdown(socket.SHUT_RDWR)
+
+    machine.on_exec = end
     with pytest.raises(error) as raised:
         vm.run(["true"])
     assert (type(raised.value), raised.value.what, raised.value.code) == (error, what, code)
@@ -285,3 +289,18 @@ def test_a_guest_whose_agent_does_not_come_is_given_up_with_its_console(machine:
     with pytest.raises(StartFailed) as raised:
         VM("/vmlinux", name="web", boot_timeout=0.3).start()
     assert raised.value.console == ("booting",)
+
+
+def test_a_guest_without_an_agent_settles_too(vm: VM, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmm.testing.guest._RECONNECT_S", 0.1)
+    machine._listener.shutdown(socket.SHUT_RDWR)
+    vm.settle()
+    with pytest.raises(AgentLost):
+        vm.run(["true"], timeout=0.1)
+
+
+def test_a_snapshot_that_is_none_leaves_no_directory(machine: FakeMachine) -> None:
+    name = f"web-{os.getpid()}"
+    with VM("/vmlinux", name=name) as vm, pytest.raises(AgentLost, match="no such VM"):
+        vm.snapshot()
+    assert not list(Path("/var/tmp").glob(f"pyvmm-{name}-*"))
