@@ -97,6 +97,19 @@ class Machine:
             raise
         return machine
 
+    @staticmethod
+    def make_ahead() -> None:
+        """Do what comes first in any `build`, for the next one in this process.
+
+        Raises:
+            HostError: it cannot be done.
+        """
+        kvm = Kvm()
+        try:
+            kvm.make_ahead()
+        finally:
+            kvm.close()
+
     def _build(self) -> None:
         config = self._config
         snapshot = self._snapshot

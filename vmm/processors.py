@@ -14,22 +14,35 @@ if TYPE_CHECKING:
     from vmm.session import Session
 
 
+#: What `_cpuid` has made: it is the same for each machine of as many processors, and takes 0.2 ms.
+_tables: dict[tuple[int, int, bool], bytes] = {}
+
+
 def prepare(vcpu: Vcpu, kvm: Kvm, memory: GuestMemory, session: Session) -> VcpuAssist | None:
     """Make *vcpu* one of the processors of *session*'s machine; its assist, on a host that needs one."""
+    complete = session.host.complete
+    key = vcpu.index, session.config.cpus, complete
+    if key not in _tables:
+        _tables[key] = bytes(_cpuid(kvm, *key))
+    vcpu.set_cpuid(abi.kvm_cpuid2.from_buffer_copy(_tables[key]))
+    vcpu.set_msrs({msrs.IA32_MISC_ENABLE: msrs.MISC_ENABLE_FAST_STRINGS})  # what firmware does on Intel
+    if complete:
+        return None
+    from vmm.kvm.assist.vcpu import VcpuAssist
+
+    return VcpuAssist(vcpu, memory, session.assists, session.trace("assist"))
+
+
+def _cpuid(kvm: Kvm, index: int, cpus: int, complete: bool) -> abi.kvm_cpuid2:
+    """What the CPUID of processor *index* of *cpus* says, where KVM is *complete* or not."""
     table = kvm.supported_cpuid()
     tsc_deadline = bool(kvm.check_extension(abi.KVM_CAP_TSC_DEADLINE_TIMER))
-    cpuid.set_topology(table, vcpu.index, session.config.cpus, tsc_deadline=tsc_deadline)
+    cpuid.set_topology(table, index, cpus, tsc_deadline=tsc_deadline)
     cpuid.hide_invariant_tsc(table)
-    assist = None
-    if not session.host.complete:
-        from vmm.kvm.assist.vcpu import VcpuAssist
-
+    if not complete:
         cpuid.hide_hypercalls(table)
         cpuid.hide_cx16(table)
-        assist = VcpuAssist(vcpu, memory, session.assists, session.trace("assist"))
-    vcpu.set_cpuid(table)
-    vcpu.set_msrs({msrs.IA32_MISC_ENABLE: msrs.MISC_ENABLE_FAST_STRINGS})  # what firmware does on Intel
-    return assist
+    return table
 
 
 def enter(vcpu: Vcpu, plan: BootPlan) -> None:

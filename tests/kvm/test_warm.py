@@ -26,6 +26,7 @@ from vmm.cli.main import ENDING_SIGNALS
 from vmm.config import DiskConfig
 from vmm.errors import ConfigError, HostError
 from vmm.kvm.assist.probe import host_kind
+from vmm.kvm.system import Kvm
 from vmm.snapshot.file import Snapshot
 
 #: Owns a VM until it is killed, as a process of its own.
@@ -184,6 +185,23 @@ def test_it_outlives_the_warm_process_and_another_takes_the_next_request(taken: 
         warm._process.wait()
         with warm.spawn(taken), warm.spawn(taken):  # one by the copy that was at the door, one by another process's
             echoed(first, b"x")
+
+
+def test_one_that_cannot_start_keeps_nobody_waiting(warm: Warm, taken: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "snapshot")
+    with pytest.raises(NoAnswer, match="does not run in time"):
+        warm.spawn(str(tmp_path / "snapshot"), wait_s=0.1)
+    with warm.spawn(taken) as vm:
+        echoed(vm, b"x")
+    (tmp_path / "snapshot").write_bytes(b"no snapshot")  # it ends by that
+
+
+def test_a_vm_is_made_ahead_once() -> None:
+    with closing(Kvm()) as kvm:
+        kvm.make_ahead()
+        with closing(kvm.create_vm()) as first, closing(kvm.create_vm()) as second:
+            first.create_irqchip()
+            second.create_irqchip()  # another VM: one has no two
 
 
 def test_its_directory_and_environment_are_the_caller_s(

@@ -104,7 +104,10 @@ class Warm:
         return self._spawn({"arguments": list(arguments)}, wait_s)
 
     def _spawn(self, request: dict[str, Any], wait_s: float) -> Spawned:
-        request |= {"directory": os.getcwd(), "environment": dict(os.environ)}
+        request["directory"] = os.getcwd()
+        environment = dict(os.environ)
+        if environment != self._environment:
+            request["environment"] = environment
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -123,6 +126,8 @@ class Warm:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # From the directory of this pyvmm, whatever the user's may have in it.
         home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        #: Of the warm process: a request that comes with none means this one.
+        self._environment = dict(os.environ)
         with theirs:
             self._door = ours
             self._process = subprocess.Popen(

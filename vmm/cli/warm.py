@@ -1,7 +1,8 @@
 """The warm process of `vmm.api.warm`: has all imported that a restored VM may need, and a copy of itself at the door.
 
 Who takes a request is a copy, not this process: so nothing of one VM is left for the next, and the copy is there
-before it is asked for.
+before it is asked for. It has a pipe to this process, its *line*: a byte there says that it has taken a request, the
+pipe's end that its guest runs, or that it never will.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ _NATIVE = (
 )
 #: Who has found nobody at the door for so long has time for a rehearsal.
 _IDLE_S = 0.2
+#: Another copy is made at the latest so long after one has been taken.
+_START_S = 0.02
 #: Of what a VM has had to say, in characters: of up to 12 bytes in JSON, and all must fit into a message.
 _SAID_MAX = 10 << 10
 #: The exit code of a Python that ends by an exception.
@@ -84,14 +87,16 @@ def main(door_fd: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the copies
     gc.freeze()
     while True:
-        taken, take = os.pipe()
+        waiting, line = os.pipe()
         if os.fork() == 0:
-            os.close(taken)
-            _stand_at(door, take, snapshot, host)
-        os.close(take)
-        if not os.read(taken, 1):
+            os.close(waiting)
+            _stand_at(door, line, snapshot, host)
+        os.close(line)
+        if not os.read(waiting, 1):
             return
-        os.close(taken)
+        # To fork is a millisecond's work, which would be done right now on the processor of who has woken us.
+        select.select([waiting], [], [], _START_S)
+        os.close(waiting)
 
 
 def _import_all() -> None:
@@ -102,19 +107,20 @@ def _import_all() -> None:
             import_module(name)
 
 
-def _stand_at(door: socket.socket, take: int, snapshot: str, host: HostKind | None) -> None:
+def _stand_at(door: socket.socket, line: int, snapshot: str, host: HostKind | None) -> None:
     """Wait for a request, and be the VM that it asks for; ends the process."""
     try:
         if host and snapshot and not select.select([door], [], [], _IDLE_S)[0]:
             _rehearse(snapshot, host)
+            with suppress(VmmError):
+                Machine.make_ahead()
         request, fds, _, _ = socket.recv_fds(door, MESSAGE_MAX, 1, socket.MSG_CMSG_CLOEXEC)
         if fds:
             with suppress(BrokenPipeError):  # this is the last copy of a warm process that was killed
-                os.write(take, b"\0")
-            os.close(take)
+                os.write(line, b"\0")
             door.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _Vm(json.loads(request), socket.socket(fileno=fds[0]), host).run()
+            _Vm(json.loads(request), socket.socket(fileno=fds[0]), host, line).run()
     finally:
         os._exit(0)
 
@@ -168,8 +174,8 @@ def _ignore(_: str) -> None:
 class _Vm:
     """The VM that *request* asks for, in this process, and its end of the channel. It is also the process's stderr."""
 
-    def __init__(self, request: dict[str, Any], channel: socket.socket, host: HostKind | None) -> None:
-        self._request, self._channel, self._host = request, channel, host
+    def __init__(self, request: dict[str, Any], channel: socket.socket, host: HostKind | None, line: int) -> None:
+        self._request, self._channel, self._host, self._line = request, channel, host, line
         self._runs = False
         self._said = ""
         sys.stderr = self
@@ -177,7 +183,7 @@ class _Vm:
     def run(self) -> None:
         """Run it to its end, and tell."""
         try:
-            if os.environ != self._request["environment"]:
+            if "environment" in self._request:
                 os.environ.clear()
                 os.environ.update(self._request["environment"])
             os.chdir(self._request["directory"])
@@ -214,6 +220,7 @@ class _Vm:
         process = os.pidfd_open(os.getpid())
         self._tell([process], name=place.name, directory=place.path, pid=os.getpid())
         os.close(process)
+        os.close(self._line)
         log = os.open(place.file(LOG), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         os.dup2(log, 2)
         os.close(log)

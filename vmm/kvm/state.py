@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import struct
 
 from vmm.errors import HostError, KvmError
 from vmm.kvm import abi, msrs
@@ -36,6 +37,8 @@ _BEFORE_MSRS = (
     ("DEBUGREGS", abi.KVM_GET_DEBUGREGS, abi.KVM_SET_DEBUGREGS, abi.kvm_debugregs),
     ("LAPIC", abi.KVM_GET_LAPIC, abi.KVM_SET_LAPIC, abi.kvm_lapic_state),
 )
+#: struct kvm_msr_entry: index, reserved, data; and how many KVM takes at once.
+_MSR, _MSRS_MAX = struct.Struct("<I4xQ"), 256
 _EVENTS = ("VCPU_EVENTS", abi.KVM_GET_VCPU_EVENTS, abi.KVM_SET_VCPU_EVENTS, abi.kvm_vcpu_events)
 
 
@@ -53,7 +56,7 @@ def vcpu_state(vcpu: Vcpu, indices: Sequence[int]) -> State:
         value = kind()
         ioctl(f"KVM_GET_{name}", vcpu.fd, request, value)
         state[name] = bytes(value)
-    state["MSRS"] = [[index, value] for index, value in _read_msrs(vcpu, indices).items()]
+    state["MSRS"] = _packed(_read_msrs(vcpu, indices))
     return state
 
 
@@ -72,7 +75,7 @@ def restore_vcpu(vcpu: Vcpu, state: State) -> None:
     vcpu.set_mp_state(state["MP_STATE"])
     for row in _BEFORE_MSRS:
         _set(vcpu, row, state)
-    _write_msrs(vcpu, dict(state["MSRS"]))
+    _write_msrs(vcpu, dict(_MSR.iter_unpack(state["MSRS"])))
     _set(vcpu, _EVENTS, state)
 
 
@@ -96,31 +99,35 @@ def _read_msrs(vcpu: Vcpu, indices: Sequence[int]) -> dict[int, int]:
     values: dict[int, int] = {}
     rest = list(indices)
     while rest:
-        request = abi.kvm_msrs()
-        for entry, index in zip(request.entries, rest, strict=False):
-            entry.index = index
-            request.nmsrs += 1
-        done = ioctl("KVM_GET_MSRS", vcpu.fd, abi.KVM_GET_MSRS, request)
-        values.update({entry.index: entry.data for entry in request.entries[:done]})
-        del rest[: done + (done < request.nmsrs)]  # it stops at the first that cannot be read
+        asked = rest[:_MSRS_MAX]
+        done, entries = _msrs("KVM_GET_MSRS", vcpu, abi.KVM_GET_MSRS, dict.fromkeys(asked, 0))
+        values.update(entries[:done])
+        del rest[: done + (done < len(asked))]  # it stops at the first that cannot be read
     return values
 
 
 def _write_msrs(vcpu: Vcpu, values: dict[int, int]) -> None:
-    values = _in_this_tsc(vcpu, values)
-    rest = list(values.items())
+    rest = list(_in_this_tsc(vcpu, values).items())
     while rest:
-        request = abi.kvm_msrs()
-        for entry, (index, value) in zip(request.entries, rest, strict=False):
-            entry.index, entry.data = index, value
-            request.nmsrs += 1
-        done = ioctl("KVM_SET_MSRS", vcpu.fd, abi.KVM_SET_MSRS, request)
-        if done < request.nmsrs:  # some cannot be set: they may stay what they are
-            index, value = rest[done]
+        given = rest[:_MSRS_MAX]
+        done, _ = _msrs("KVM_SET_MSRS", vcpu, abi.KVM_SET_MSRS, dict(given))
+        if done < len(given):  # some cannot be set: they may stay what they are
+            index, value = given[done]
             if _read_msrs(vcpu, [index]).get(index) != value:
                 raise KvmError(f"KVM_SET_MSRS of {index:#x}", errno.EINVAL)
             done += 1
         del rest[:done]
+
+
+def _msrs(op: str, vcpu: Vcpu, request: int, values: dict[int, int]) -> tuple[int, list[tuple[int, int]]]:
+    """How many of *values* KVM has got or set, and all of them afterwards."""
+    table = ctypes.create_string_buffer(len(values).to_bytes(8, "little") + _packed(values))
+    done = ioctl(op, vcpu.fd, request, table)
+    return done, list(_MSR.iter_unpack(table.raw[8:-1]))
+
+
+def _packed(values: dict[int, int]) -> bytes:
+    return b"".join([_MSR.pack(index, value) for index, value in values.items()])
 
 
 def _in_this_tsc(vcpu: Vcpu, values: dict[int, int]) -> dict[int, int]:

@@ -33,6 +33,8 @@ _FIXES = {
 
 #: What `supported_cpuid` has found. It is asked for by every vCPU, and takes KVM 0.3 ms.
 _supported: list[bytes] = []
+#: What `make_ahead` has made.
+_ahead: list[Vm] = []
 
 
 class Kvm:
@@ -80,6 +82,13 @@ class Kvm:
 
     def create_vm(self) -> Vm:
         """A new VM without memory, vCPUs or interrupt controllers."""
+        return _ahead.pop() if _ahead else self._create_vm()
+
+    def make_ahead(self) -> None:
+        """Make the VM that this process's next `create_vm` gives: it takes KVM 0.3 ms and more."""
+        _ahead.append(self._create_vm())
+
+    def _create_vm(self) -> Vm:
         fd = ioctl("KVM_CREATE_VM", self.fd, abi.KVM_CREATE_VM)
         os.set_inheritable(fd, False)
         return Vm(fd, self.vcpu_mmap_bytes())

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.state import State
 
-VERSION = 2
+VERSION = 3
 MAGIC = b"pyvmm snapshot\n\0"
 HEADER = struct.Struct("<16sIIQQ")
 MEMORY_AT = 4096
@@ -81,7 +81,9 @@ class File:
         self.machine: State = state["machine"]
         #: The files of disks that are kept with it.
         self.kept: list[str] = state["kept"]
-        self.config = with_files(values.config(state["config"]), self.kept, os.path.realpath(self.path))
+        self.config = values.config(state["config"])
+        if any(self.kept):
+            self.config = with_files(self.config, self.kept, os.path.realpath(self.path))
         self.disks: list[list[int]] = state["disks"]
         #: When it was written, and the checksum of the memory in it.
         self.identity = [int(state["stamp_ns"]), int(state["sum"])]
