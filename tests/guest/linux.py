@@ -89,6 +89,14 @@ class LinuxGuest:
         """Press *keys*."""
         self.console.send(keys)
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C while a program runs, which has it end."""
+        # It says itself that it runs: a child of ash has the terminal a moment before it has SIGINT's default action.
+        self.console.sendline("""sh -c "echo sleep''ing; exec sleep 1000" """)
+        self.expect(r"sleeping\r")
+        self.type("\x03")
+        self.wait_for_prompt(20)
+
     def finish(self, timeout_s: float = COMMAND_S) -> int:
         """The exit code, when it ends by itself; all that it printed is in `transcript`."""
         self.console.expect(pexpect.EOF, timeout=timeout_s)
