@@ -26,14 +26,13 @@ from vmm.snapshot.writing import Writing
 
 #: What differs between two looks at a machine that stands: time stamps, and what counts from the host's clock.
 CLOCKS = {"clock_ns", "time_ns", "now_ns"}
-CLOCK_MSRS = {msrs.IA32_TSC}
 
 
 def without_clocks(state: Any, name: str = "") -> Any:
     if isinstance(state, dict):
-        return {name: without_clocks(value, name) for name, value in state.items() if name not in CLOCKS}
+        return {key: without_clocks(value, key) for key, value in state.items() if key not in CLOCKS}
     if name == "MSRS":
-        return {index: value for index, value in struct.iter_unpack("<I4xQ", state) if index not in CLOCK_MSRS}
+        return {index: value for index, value in struct.iter_unpack("<I4xQ", state) if index != msrs.IA32_TSC}
     if name == "PIT2":  # three channels of 24 bytes, each of which ends with when it was loaded; flags
         return [state[at : at + 16] for at in (0, 24, 48)], state[72:]
     return [without_clocks(value) for value in state] if isinstance(state, list) else state

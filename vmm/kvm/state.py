@@ -17,7 +17,7 @@ from vmm.kvm.ioctl import ioctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from vmm.kvm.system import Kvm
@@ -37,9 +37,9 @@ _BEFORE_MSRS = (
     ("DEBUGREGS", abi.KVM_GET_DEBUGREGS, abi.KVM_SET_DEBUGREGS, abi.kvm_debugregs),
     ("LAPIC", abi.KVM_GET_LAPIC, abi.KVM_SET_LAPIC, abi.kvm_lapic_state),
 )
+_EVENTS = ("VCPU_EVENTS", abi.KVM_GET_VCPU_EVENTS, abi.KVM_SET_VCPU_EVENTS, abi.kvm_vcpu_events)
 #: struct kvm_msr_entry: index, reserved, data; and how many KVM takes at once.
 _MSR, _MSRS_MAX = struct.Struct("<I4xQ"), 256
-_EVENTS = ("VCPU_EVENTS", abi.KVM_GET_VCPU_EVENTS, abi.KVM_SET_VCPU_EVENTS, abi.kvm_vcpu_events)
 
 
 def msr_indices(kvm: Kvm) -> list[int]:
@@ -56,7 +56,7 @@ def vcpu_state(vcpu: Vcpu, indices: Sequence[int]) -> State:
         value = kind()
         ioctl(f"KVM_GET_{name}", vcpu.fd, request, value)
         state[name] = bytes(value)
-    state["MSRS"] = _packed(_read_msrs(vcpu, indices))
+    state["MSRS"] = _packed(_read_msrs(vcpu, indices).items())
     return state
 
 
@@ -97,10 +97,10 @@ def _struct(kind: Any, data: object) -> Any:
 
 def _read_msrs(vcpu: Vcpu, indices: Sequence[int]) -> dict[int, int]:
     values: dict[int, int] = {}
-    rest = list(indices)
+    rest = [(index, 0) for index in indices]
     while rest:
         asked = rest[:_MSRS_MAX]
-        done, entries = _msrs("KVM_GET_MSRS", vcpu, abi.KVM_GET_MSRS, dict.fromkeys(asked, 0))
+        done, entries = _msrs("KVM_GET_MSRS", vcpu, abi.KVM_GET_MSRS, asked)
         values.update(entries[:done])
         del rest[: done + (done < len(asked))]  # it stops at the first that cannot be read
     return values
@@ -110,7 +110,7 @@ def _write_msrs(vcpu: Vcpu, values: dict[int, int]) -> None:
     rest = list(_in_this_tsc(vcpu, values).items())
     while rest:
         given = rest[:_MSRS_MAX]
-        done, _ = _msrs("KVM_SET_MSRS", vcpu, abi.KVM_SET_MSRS, dict(given))
+        done, _ = _msrs("KVM_SET_MSRS", vcpu, abi.KVM_SET_MSRS, given)
         if done < len(given):  # some cannot be set: they may stay what they are
             index, value = given[done]
             if _read_msrs(vcpu, [index]).get(index) != value:
@@ -119,15 +119,16 @@ def _write_msrs(vcpu: Vcpu, values: dict[int, int]) -> None:
         del rest[:done]
 
 
-def _msrs(op: str, vcpu: Vcpu, request: int, values: dict[int, int]) -> tuple[int, list[tuple[int, int]]]:
-    """How many of *values* KVM has got or set, and all of them afterwards."""
-    table = ctypes.create_string_buffer(len(values).to_bytes(8, "little") + _packed(values))
+def _msrs(op: str, vcpu: Vcpu, request: int, entries: Sequence[tuple[int, int]]) -> tuple[int, list[tuple[int, int]]]:
+    """How many of *entries*, indices and values, KVM has got or set, and all of them afterwards."""
+    data = len(entries).to_bytes(8, "little") + _packed(entries)
+    table = ctypes.create_string_buffer(data, len(data))
     done = ioctl(op, vcpu.fd, request, table)
-    return done, list(_MSR.iter_unpack(table.raw[8:-1]))
+    return done, list(_MSR.iter_unpack(table.raw[8:]))
 
 
-def _packed(values: dict[int, int]) -> bytes:
-    return b"".join([_MSR.pack(index, value) for index, value in values.items()])
+def _packed(entries: Iterable[tuple[int, int]]) -> bytes:
+    return b"".join([_MSR.pack(index, value) for index, value in entries])
 
 
 def _in_this_tsc(vcpu: Vcpu, values: dict[int, int]) -> dict[int, int]:
