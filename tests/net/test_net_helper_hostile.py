@@ -160,8 +160,8 @@ def test_the_second_service_on_a_socket(service: Service) -> None:
 
 
 def test_without_the_right_it_serves_nobody(host: Host) -> None:
-    done = subprocess.run(
-        [*NOBODY, HELPER, "--listen", f"/tmp/pyvmm-helper-{os.getpid()}"], capture_output=True, text=True, check=False
-    )
+    path = f"/tmp/pyvmm-helper-{os.getpid()}"
+    done = subprocess.run([*NOBODY, HELPER, "--listen", path], capture_output=True, text=True, check=False)
     assert done.returncode == 125
     assert done.stderr == "pyvmm-net-helper: this is nobody: it needs CAP_NET_ADMIN\n  run it as root\n"
+    assert not os.path.exists(path)

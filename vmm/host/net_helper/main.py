@@ -53,15 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _help(listen: str | None, allow_list: str) -> None:
     os.environ["PATH"] = _PATH  # sudo may leave the caller's
     if listen:
+        _need_right()  # before there is a socket that nobody would serve
         server = _listen(listen)
     elif os.environ.get("LISTEN_PID") == str(os.getpid()):
+        _need_right()
         server = socket.socket(fileno=_LISTEN_FDS_START)
     elif stat.S_ISSOCK(os.fstat(0).st_mode):
         _help_one(socket.socket(fileno=os.dup(0)), allow_list)
         return
     else:
         raise ConfigError("there is no socket to serve", fix="see pyvmm-net-helper --help")
-    _need_right()
     import pyroute2  # noqa: F401  once for all connections
 
     gc.freeze()
